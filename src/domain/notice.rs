@@ -1,0 +1,83 @@
+//! Notices: which mail is due, and what it says.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::domain::plan::Unlock;
+
+/// The three mails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeKind {
+    UsageNudge,
+    CapReached,
+    PlanUpgraded,
+}
+
+/// What a mail's template is given; everything already decided, nothing left to compute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum NoticeMail {
+    UsageNudge(UsageFacts),
+    CapReached(UsageFacts),
+    PlanUpgraded(UpgradeFacts),
+}
+
+/// The facts of a nudge and of the cap mail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UsageFacts {
+    pub customer_name: Option<String>,
+    /// `AI runs`.
+    pub feature_name: String,
+    /// `run`.
+    pub unit: String,
+    pub plan_name: String,
+    /// The configured percent that was crossed: 80.
+    pub percent: u8,
+    pub usage: i64,
+    pub granted: i64,
+    /// Days since the period began, counting the one that has begun.
+    pub elapsed_days: i64,
+    pub period_days: i64,
+    /// Usage in a full period at this pace.
+    pub projected: i64,
+    pub resets_at: Timestamp,
+    /// The way up, if the plan names one.
+    pub upgrade: Option<UpgradeOffer>,
+    pub usage_url: Option<String>,
+}
+
+/// The next plan, as offered to a customer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UpgradeOffer {
+    pub plan_name: String,
+    /// `$99/month`.
+    pub price: Option<String>,
+    /// What the plan gives of the feature: `unlimited runs`, `2,000 runs a month`.
+    pub gives: String,
+    pub url: Option<String>,
+}
+
+/// The facts of the mail a day after an upgrade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UpgradeFacts {
+    pub customer_name: Option<String>,
+    pub feature_name: String,
+    pub unit: String,
+    pub from_plan_name: Option<String>,
+    pub plan_name: String,
+    /// The new number; `None` when the feature is now uncapped (soft or unlimited).
+    pub granted: Option<i64>,
+    #[serde(serialize_with = "unlocks")]
+    pub unlocks: Vec<Unlock>,
+    pub usage_url: Option<String>,
+}
+
+fn unlocks<S: serde::Serializer>(unlocks: &[Unlock], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Link<'a> {
+        title: &'a str,
+        url: &'a str,
+    }
+    serializer.collect_seq(unlocks.iter().map(|u| Link { title: &u.title, url: &u.url }))
+}
