@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod entropy;
 pub mod domain;
+pub mod store;
 pub mod stripe;
 pub mod mail;
 pub mod sim;

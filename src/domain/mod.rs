@@ -2,9 +2,13 @@
 
 pub mod ids;
 pub mod money;
-pub mod period;
 pub mod plan;
-pub mod subscription;
+pub mod period;
 pub mod usage;
 pub mod decision;
+pub mod subscription;
+pub mod customer;
+pub mod tier;
 pub mod notice;
+pub mod link;
+pub mod answer;

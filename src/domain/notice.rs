@@ -14,6 +14,60 @@ pub enum NoticeKind {
     PlanUpgraded,
 }
 
+impl NoticeKind {
+    /// The word the contract and the database use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UsageNudge => "usage_nudge",
+            Self::CapReached => "cap_reached",
+            Self::PlanUpgraded => "plan_upgraded",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::UsageNudge, Self::CapReached, Self::PlanUpgraded]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+}
+
+/// Where a notice is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeState {
+    /// Waits for its time.
+    Due,
+    /// Committed before the mail server is spoken to.
+    Sending,
+    Sent,
+    /// Overtaken by events: no longer true, so not sent.
+    Dropped,
+    /// The mail server said no, for good.
+    Failed,
+    /// The mail server's answer was lost; only a person can decide whether to send again.
+    Unknown,
+}
+
+impl NoticeState {
+    /// The word the contract and the database use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Due => "due",
+            Self::Sending => "sending",
+            Self::Sent => "sent",
+            Self::Dropped => "dropped",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Due, Self::Sending, Self::Sent, Self::Dropped, Self::Failed, Self::Unknown]
+            .into_iter()
+            .find(|state| state.as_str() == word)
+    }
+}
+
 /// What a mail's template is given; everything already decided, nothing left to compute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -1,1 +1,158 @@
-//! Placeholder while the house is built.
+//! Billing periods: half-open, in UTC, tiling time from an anchor as Stripe does it.
+
+use jiff::tz::TimeZone;
+use jiff::{Span, Zoned};
+
+use crate::clock::Timestamp;
+use crate::domain::plan::Interval;
+
+/// A half-open span of time, `[start, end)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BillingPeriod {
+    pub start: Timestamp,
+    pub end: Timestamp,
+}
+
+impl BillingPeriod {
+    pub fn contains(&self, moment: Timestamp) -> bool {
+        self.start <= moment && moment < self.end
+    }
+}
+
+/// From what a customer's periods are reckoned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cycle {
+    /// Numbers a customer's runs of consecutive periods. A first subscription and the end of one
+    /// each begin a new series, whose counters start at zero even if a period of the series before
+    /// began at the same instant.
+    pub series: i64,
+    /// Where the periods are counted from; its day of the month is kept, clamped at month ends.
+    pub anchor: Timestamp,
+    pub interval: Interval,
+    /// Stripe's own bounds, which win while they last.
+    pub stripe: Option<BillingPeriod>,
+}
+
+impl Cycle {
+    /// The cycle of a customer without a subscription: months from `start`.
+    pub fn local(series: i64, start: Timestamp) -> Self {
+        Self { series, anchor: start, interval: Interval::Month, stripe: None }
+    }
+
+    /// The period in force at `now`.
+    ///
+    /// After the end of Stripe's bounds a renewal is merely late: the next period starts
+    /// provisionally at that end, and Stripe's bounds, when they come, name the same start.
+    pub fn period_at(&self, now: Timestamp) -> BillingPeriod {
+        let Some(stripe) = self.stripe else {
+            return grid_period(self.anchor, self.interval, now);
+        };
+        if now < stripe.end {
+            return stripe;
+        }
+        let on_grid = grid_period(self.anchor, self.interval, now);
+        BillingPeriod { start: on_grid.start.max(stripe.end), end: on_grid.end }
+    }
+}
+
+/// The period around `now` on the grid of boundaries counted from `anchor`.
+fn grid_period(anchor: Timestamp, interval: Interval, now: Timestamp) -> BillingPeriod {
+    let guess = periods_between(anchor, interval, now);
+    // Clamping at month ends moves a boundary by at most three days, so the guess is at most one
+    // period off.
+    let n = (guess - 1..=guess + 1)
+        .rev()
+        .find(|n| boundary(anchor, interval, *n) <= now)
+        .unwrap_or(guess - 1);
+    BillingPeriod { start: boundary(anchor, interval, n), end: boundary(anchor, interval, n + 1) }
+}
+
+/// How many whole calendar months or years lie between the two, days ignored.
+fn periods_between(anchor: Timestamp, interval: Interval, now: Timestamp) -> i64 {
+    let (from, to) = (utc(anchor), utc(now));
+    let years = i64::from(to.year()) - i64::from(from.year());
+    match interval {
+        Interval::Year => years,
+        Interval::Month => years * 12 + i64::from(to.month()) - i64::from(from.month()),
+    }
+}
+
+/// The `n`-th boundary: `n` intervals after the anchor, on the anchor's day of the month or the
+/// month's last day if it has no such day, at the anchor's time of day.
+/// Source: Stripe's documentation, "Billing cycle": an anchor on the 31st bills on the last day of
+/// shorter months and returns to the 31st.
+fn boundary(anchor: Timestamp, interval: Interval, n: i64) -> Timestamp {
+    let span = match interval {
+        Interval::Month => Span::new().try_months(n),
+        Interval::Year => Span::new().try_years(n),
+    };
+    // Beyond jiff's calendar (year 9999) there is nothing sensible to do but stand still.
+    span.and_then(|span| utc(anchor).checked_add(span))
+        .map_or(anchor, |moment| Timestamp::from_jiff(moment.timestamp()))
+}
+
+fn utc(moment: Timestamp) -> Zoned {
+    moment.to_jiff().to_zoned(TimeZone::UTC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn period(start: &str, end: &str) -> BillingPeriod {
+        BillingPeriod { start: at(start), end: at(end) }
+    }
+
+    #[test]
+    fn an_anchor_on_the_31st_keeps_its_day_through_short_months() {
+        let cycle = Cycle::local(0, at("2027-01-31T00:00:00Z"));
+        assert_eq!(
+            cycle.period_at(at("2027-02-10T12:00:00Z")),
+            period("2027-01-31T00:00:00Z", "2027-02-28T00:00:00Z")
+        );
+        assert_eq!(
+            cycle.period_at(at("2027-03-01T00:00:00Z")),
+            period("2027-02-28T00:00:00Z", "2027-03-31T00:00:00Z")
+        );
+    }
+
+    #[test]
+    fn a_leap_day_anchor_bills_yearly_on_the_28th() {
+        let cycle = Cycle { interval: Interval::Year, ..Cycle::local(0, at("2028-02-29T08:00:00Z")) };
+        assert_eq!(
+            cycle.period_at(at("2029-06-01T00:00:00Z")),
+            period("2029-02-28T08:00:00Z", "2030-02-28T08:00:00Z")
+        );
+    }
+
+    #[test]
+    fn stripes_bounds_win_and_a_late_renewal_starts_at_their_end() {
+        let stripe = period("2026-11-10T09:30:00Z", "2026-12-10T09:30:00Z");
+        let cycle = Cycle { stripe: Some(stripe), ..Cycle::local(1, stripe.start) };
+        assert_eq!(cycle.period_at(at("2026-12-10T09:29:59Z")), stripe);
+        let provisional = period("2026-12-10T09:30:00Z", "2027-01-10T09:30:00Z");
+        assert_eq!(cycle.period_at(at("2026-12-10T09:30:00Z")), provisional);
+        let renewed = Cycle { stripe: Some(provisional), ..cycle };
+        assert_eq!(renewed.period_at(at("2026-12-20T00:00:00Z")), provisional);
+    }
+
+    proptest! {
+        /// Any anchor, any moment of thirty years: the period contains it, and the next begins
+        /// exactly where it ends.
+        #[test]
+        fn periods_tile_time(anchor_s in 1_700_000_000_i64..2_600_000_000, ahead_s in 0_i64..946_080_000, yearly: bool) {
+            let interval = if yearly { Interval::Year } else { Interval::Month };
+            let cycle = Cycle { interval, ..Cycle::local(0, Timestamp::from_seconds(anchor_s)) };
+            let now = Timestamp::from_seconds(anchor_s + ahead_s);
+            let here = cycle.period_at(now);
+            prop_assert!(here.contains(now), "{here:?} {now}");
+            prop_assert_eq!(cycle.period_at(here.end).start, here.end);
+            prop_assert_eq!(cycle.period_at(here.start), here);
+        }
+    }
+}

@@ -17,6 +17,39 @@ pub enum SubscriptionStatus {
     Unknown(String),
 }
 
+impl SubscriptionStatus {
+    /// Stripe's word for it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Trialing => "trialing",
+            Self::Active => "active",
+            Self::PastDue => "past_due",
+            Self::Unpaid => "unpaid",
+            Self::Paused => "paused",
+            Self::Canceled => "canceled",
+            Self::Incomplete => "incomplete",
+            Self::IncompleteExpired => "incomplete_expired",
+            Self::Unknown(word) => word,
+        }
+    }
+}
+
+impl From<&str> for SubscriptionStatus {
+    fn from(word: &str) -> Self {
+        match word {
+            "trialing" => Self::Trialing,
+            "active" => Self::Active,
+            "past_due" => Self::PastDue,
+            "unpaid" => Self::Unpaid,
+            "paused" => Self::Paused,
+            "canceled" => Self::Canceled,
+            "incomplete" => Self::Incomplete,
+            "incomplete_expired" => Self::IncompleteExpired,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+}
+
 /// A subscription as last fetched from Stripe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {

@@ -1,1 +1,177 @@
-//! Placeholder while the house is built.
+//! Usage: the counter of a billing period, its open metering window, and its pace.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::domain::period::BillingPeriod;
+
+/// The largest quantity one call may count; the smallest is 1.
+pub const MAX_QUANTITY: i64 = 1_000_000_000;
+
+/// A customer's counter of one feature in one billing period, in whole units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counter {
+    /// Accepted units.
+    pub usage: i64,
+    /// Units held by running jobs.
+    pub reserved: i64,
+    /// Units accepted and not yet frozen into a meter event.
+    pub open: Option<OpenWindow>,
+    /// Up to when windows are closed; a window never reopens.
+    pub closed_until: Option<Timestamp>,
+}
+
+/// Usage that waits for its metering window to close, in whole units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenWindow {
+    pub start: Timestamp,
+    pub end: Timestamp,
+    pub value: i64,
+}
+
+impl Counter {
+    /// Puts `value` accepted units into the metering window of `now`, and answers the window this
+    /// closes, if `now` is past the open one.
+    ///
+    /// Windows lie on a grid of `window` from the epoch, cut at the period's bounds so that none
+    /// straddles a period, and never begin before the last one closed: a replica whose clock is
+    /// behind adds to the window that is open instead of reopening an old one.
+    pub fn meter(
+        &mut self,
+        value: i64,
+        now: Timestamp,
+        period: BillingPeriod,
+        window: Duration,
+    ) -> Option<OpenWindow> {
+        let closed = self.close_window(now);
+        match &mut self.open {
+            Some(open) => open.value += value,
+            None => {
+                let (start, end) = self.window_at(now, period, window);
+                self.open = Some(OpenWindow { start, end, value });
+            }
+        }
+        closed
+    }
+
+    /// Closes the open window if `now` has reached its end.
+    pub fn close_window(&mut self, now: Timestamp) -> Option<OpenWindow> {
+        let closed = self.open.take_if(|open| now >= open.end)?;
+        self.closed_until = Some(closed.end);
+        Some(closed)
+    }
+
+    /// Closes the open window at `now`, before its end if need be.
+    pub fn cut_window(&mut self, now: Timestamp) -> Option<OpenWindow> {
+        let open = self.open.take()?;
+        let end = open.end.min(now.max(Timestamp::from_ms(open.start.ms() + 1)));
+        self.closed_until = Some(end);
+        Some(OpenWindow { end, ..open })
+    }
+
+    fn window_at(
+        &self,
+        now: Timestamp,
+        period: BillingPeriod,
+        window: Duration,
+    ) -> (Timestamp, Timestamp) {
+        let length_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
+        let floor = self.closed_until.unwrap_or(period.start).max(period.start);
+        let moment = now.max(floor);
+        let grid_ms = moment.ms().div_euclid(length_ms) * length_ms;
+        let start = Timestamp::from_ms(grid_ms).max(floor);
+        let end = Timestamp::from_ms(grid_ms + length_ms);
+        (start, if start < period.end { end.min(period.end) } else { end })
+    }
+}
+
+/// How fast a period's allowance is going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Days since the period began, counting the one that has begun: 1 at its first instant.
+    pub elapsed_days: i64,
+    pub period_days: i64,
+    /// Usage in a full period at this pace, rounded down.
+    pub projected: i64,
+}
+
+/// `usage` units in `period` up to `now`, carried on to its end: 200 in the first 18 of 30 days
+/// are 333.
+pub fn pace(usage: i64, period: BillingPeriod, now: Timestamp) -> Pace {
+    const DAY_MS: i64 = 86_400_000;
+    let length_ms = period.end.ms() - period.start.ms();
+    let period_days = ((length_ms + DAY_MS / 2) / DAY_MS).max(1);
+    let elapsed_ms = (now.ms() - period.start.ms()).max(0);
+    let elapsed_days = ((elapsed_ms + DAY_MS - 1) / DAY_MS).clamp(1, period_days);
+    let projected = i128::from(usage) * i128::from(period_days) / i128::from(elapsed_days);
+    Pace { elapsed_days, period_days, projected: i64::try_from(projected).unwrap_or(i64::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn november() -> BillingPeriod {
+        BillingPeriod { start: at("2026-11-01T00:00:00Z"), end: at("2026-12-01T00:00:00Z") }
+    }
+
+    #[test]
+    fn two_hundred_runs_in_eighteen_days_are_333_in_a_month() {
+        let pace = pace(200, november(), at("2026-11-18T15:00:00Z"));
+        assert_eq!(pace, Pace { elapsed_days: 18, period_days: 30, projected: 333 });
+    }
+
+    #[test]
+    fn pace_counts_the_first_instant_as_the_first_day_and_stops_at_the_period() {
+        assert_eq!(pace(3, november(), november().start).projected, 90);
+        assert_eq!(pace(3, november(), at("2027-01-01T00:00:00Z")).projected, 3);
+    }
+
+    #[test]
+    fn usage_of_one_window_is_frozen_when_the_next_begins() {
+        let mut counter = Counter::default();
+        assert_eq!(counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE), None);
+        assert_eq!(counter.meter(3, at("2026-11-05T10:04:59Z"), november(), 5 * MINUTE), None);
+        let closed = counter.meter(1, at("2026-11-05T10:05:00Z"), november(), 5 * MINUTE).unwrap();
+        assert_eq!((closed.start, closed.value), (at("2026-11-05T10:00:00Z"), 5));
+        assert_eq!(counter.open.unwrap().value, 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_never_reopens_a_closed_window() {
+        let mut counter = Counter::default();
+        counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE);
+        counter.close_window(at("2026-11-05T10:05:00Z")).unwrap();
+        counter.meter(1, at("2026-11-05T10:04:00Z"), november(), 5 * MINUTE);
+        assert_eq!(counter.open.unwrap().start, at("2026-11-05T10:05:00Z"));
+    }
+
+    proptest! {
+        /// Whatever the order of times: nothing is lost, windows tile forwards, none straddles
+        /// the period.
+        #[test]
+        fn windows_tile_and_keep_every_unit(
+            steps in proptest::collection::vec((0_i64..2_592_000, 1_i64..50), 1..60),
+            window_s in 1_u64..3600,
+        ) {
+            let mut counter = Counter::default();
+            let mut closed = Vec::new();
+            for (second, value) in &steps {
+                let now = november().start.plus(Duration::from_secs(second.unsigned_abs()));
+                closed.extend(counter.meter(*value, now, november(), Duration::from_secs(window_s)));
+            }
+            closed.extend(counter.close_window(november().end));
+            prop_assert_eq!(counter.open, None);
+            prop_assert_eq!(closed.iter().map(|w| w.value).sum::<i64>(), steps.iter().map(|s| s.1).sum::<i64>());
+            prop_assert!(closed.windows(2).all(|pair| pair[0].end <= pair[1].start));
+            prop_assert!(closed.iter().all(|w| w.start >= november().start && w.end <= november().end && w.start < w.end));
+        }
+    }
+}

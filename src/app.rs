@@ -1,0 +1,101 @@
+//! What every part of the daemon shares, and nothing that knows its users.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use secrecy::SecretString;
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::domain::link::Links;
+use crate::domain::plan::Catalog;
+use crate::entropy::Entropy;
+use crate::mail::Mailer;
+use crate::mail::templates::Templates;
+use crate::store::{Store, StoreError};
+use crate::stripe::Stripe;
+
+/// The shared parts. Clones share them.
+#[derive(Clone)]
+pub struct App {
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub store: Store,
+    pub plans: Plans,
+    /// `None` without a `STRIPE_SECRET_KEY`: the gate works, nothing is reported or synced.
+    pub stripe: Option<Stripe>,
+    /// `None` without an `SMTP_URL`: notices wait.
+    pub mailer: Option<Mailer>,
+    pub templates: Arc<Templates>,
+    pub links: Links,
+    pub credentials: Arc<Credentials>,
+    pub nudges: Arc<Nudges>,
+    /// Names this process among the replicas, in leases.
+    pub replica_id: Arc<str>,
+}
+
+/// The secrets that callers are held against.
+pub struct Credentials {
+    pub api_key: Option<SecretString>,
+    pub admin_token: Option<SecretString>,
+    pub webhook_secrets: Vec<SecretString>,
+}
+
+/// Wakes a job before its schedule does. Losing a nudge costs latency, never correctness.
+#[derive(Default)]
+pub struct Nudges {
+    pub inbox: Notify,
+    pub meter_events: Notify,
+}
+
+/// The plans in force, and older versions that remembered answers were given under.
+#[derive(Clone)]
+pub struct Plans(Arc<RwLock<Versions>>);
+
+struct Versions {
+    active: (i64, Arc<Catalog>),
+    older: HashMap<i64, Arc<Catalog>>,
+}
+
+impl Plans {
+    pub fn new(version: i64, catalog: Catalog) -> Self {
+        let active = (version, Arc::new(catalog));
+        Self(Arc::new(RwLock::new(Versions { active, older: HashMap::new() })))
+    }
+
+    /// The plans in force and their version.
+    pub fn active(&self) -> (i64, Arc<Catalog>) {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).active.clone()
+    }
+
+    /// Puts a newer version in force; an older one than the present is ignored.
+    pub fn activate(&self, version: i64, catalog: Catalog) {
+        let mut versions = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if version > versions.active.0 {
+            let (old, plans) = std::mem::replace(&mut versions.active, (version, Arc::new(catalog)));
+            versions.older.insert(old, plans);
+        }
+    }
+
+    /// The plans of that version, from memory or the database.
+    pub async fn version(&self, version: i64, store: &Store) -> Result<Arc<Catalog>, StoreError> {
+        let known = {
+            let versions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            if versions.active.0 == version {
+                Some(versions.active.1.clone())
+            } else {
+                versions.older.get(&version).cloned()
+            }
+        };
+        if let Some(catalog) = known {
+            return Ok(catalog);
+        }
+        let corrupt = StoreError::Corrupt { table: "plan_versions", column: "source" };
+        let source = store.plans_of(version).await?;
+        let catalog = source.and_then(|source| Catalog::parse(&source).ok()).ok_or(corrupt)?;
+        let catalog = Arc::new(catalog);
+        let mut versions = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        versions.older.insert(version, catalog.clone());
+        Ok(catalog)
+    }
+}

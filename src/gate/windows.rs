@@ -1,0 +1,82 @@
+//! Closing metering windows: usage that nobody adds to any more is frozen for Stripe.
+
+use super::batch::meter_event;
+use crate::app::App;
+use crate::domain::customer::Customer;
+use crate::domain::ids::CustomerId;
+use crate::store::usage::CounterKey;
+use crate::store::{StoreError, Tx};
+
+/// How many windows one call closes; the caller asks again while it is told of this many.
+pub const AT_ONCE: i64 = 500;
+
+/// Closes windows whose end has passed; answers how many were due.
+pub async fn close_due(app: &App) -> Result<usize, StoreError> {
+    let due = app.store.counters_to_close(app.clock.now(), AT_ONCE).await?;
+    for key in &due {
+        let mut tx = app.store.begin().await?;
+        if let Some(customer) = tx.lock_customer(&key.customer_id).await? {
+            close(app, &mut tx, &customer, key, When::IfDue).await?;
+        }
+        tx.commit().await?;
+    }
+    Ok(due.len())
+}
+
+/// Closes a customer's windows whose end has passed.
+pub async fn close_due_of(app: &App, customer_id: &CustomerId) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    if let Some(customer) = tx.lock_customer(customer_id).await? {
+        for key in tx.open_counters_of(customer_id).await? {
+            close(app, &mut tx, &customer, &key, When::IfDue).await?;
+        }
+    }
+    tx.commit().await
+}
+
+/// Closes all of a customer's windows at this instant, within the transaction that is about to
+/// change whom they are reported to.
+pub async fn cut(app: &App, tx: &mut Tx, customer: &Customer) -> Result<(), StoreError> {
+    for key in tx.open_counters_of(&customer.id).await? {
+        close(app, tx, customer, &key, When::Now).await?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    IfDue,
+    Now,
+}
+
+/// The caller holds the customer's lock.
+async fn close(
+    app: &App,
+    tx: &mut Tx,
+    customer: &Customer,
+    key: &CounterKey,
+    when: When,
+) -> Result<(), StoreError> {
+    let Some((period_end, mut counter)) = tx.counter_and_end(key).await? else { return Ok(()) };
+    let closed = match when {
+        When::IfDue => counter.close_window(tx.now),
+        When::Now => counter.cut_window(tx.now),
+    };
+    let Some(window) = closed else { return Ok(()) };
+    tx.put_counters(&[(key.clone(), period_end, counter)]).await?;
+    let (_, catalog) = app.plans.active();
+    let meter = catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
+    match (meter, &customer.stripe_customer_id) {
+        (Some(event_name), Some(stripe_id)) => {
+            let event = meter_event(app, tx.now, key, event_name, stripe_id, window);
+            tx.insert_meter_event(&event).await
+        }
+        _ => {
+            tracing::warn!(
+                customer_id = %key.customer_id, feature_id = %key.feature_id, units = window.value,
+                "usage stays local: its feature has no meter any more"
+            );
+            Ok(())
+        }
+    }
+}

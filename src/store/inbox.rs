@@ -1,0 +1,179 @@
+//! The inbox: Stripe's events, stored before they are acknowledged, applied afterwards.
+
+use serde::Serialize;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::{Result, Store, Tx, time, time_or_none};
+use crate::clock::Timestamp;
+use crate::domain::ids::CustomerId;
+
+/// A stored event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredEvent {
+    pub event_id: String,
+    pub event_type: String,
+    pub stripe_customer_id: Option<String>,
+    /// Whom the event names itself, or whom it was found to concern.
+    pub customer_id: Option<String>,
+    /// `pending`, `applied`, `ignored` or `parked`.
+    pub state: String,
+    pub attempts: i64,
+    pub received_at: Timestamp,
+    pub settled_at: Option<Timestamp>,
+    pub detail: Option<String>,
+}
+
+/// What becomes of a stored event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventOutcome {
+    Applied { customer_id: CustomerId },
+    /// Nothing in it concerns a tier.
+    Ignored,
+    /// It cannot be applied now, and waiting will not help; someone has to.
+    Parked { reason: String },
+    TryAgain { at: Timestamp, reason: String },
+}
+
+const COLUMNS: &str = "event_id, event_type, stripe_customer_id, customer_id, state, attempts, \
+    received_at_ms, settled_at_ms, detail";
+
+impl Store {
+    /// Pending events whose time has come, the oldest first, at most `limit`.
+    pub async fn pending_events(&self, moment: Timestamp, limit: i64) -> Result<Vec<StoredEvent>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM stripe_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
+             ORDER BY next_attempt_at_ms, event_id LIMIT $2"
+        );
+        let rows = sqlx::query(super::assembled(sql))
+            .bind(moment.ms())
+            .bind(limit)
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A customer's events, or all, in one state or any; the newest first.
+    pub async fn list_events(
+        &self,
+        customer_id: Option<&str>,
+        state: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM stripe_events WHERE ($1 = '' OR customer_id = $1) \
+             AND ($2 = '' OR state = $2) ORDER BY received_at_ms DESC, event_id DESC LIMIT $3"
+        );
+        let rows = sqlx::query(super::assembled(sql))
+            .bind(customer_id.unwrap_or_default())
+            .bind(state.unwrap_or_default())
+            .bind(limit)
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(read).collect()
+    }
+}
+
+impl Tx {
+    /// Stores an event unless its id is known; answers whether it was new.
+    pub async fn insert_event(
+        &mut self,
+        event_id: &str,
+        event_type: &str,
+        stripe_customer_id: Option<&str>,
+        customer_id: Option<&str>,
+        body: &str,
+    ) -> Result<bool> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "INSERT INTO stripe_events (event_id, event_type, stripe_customer_id, customer_id, body, state, \
+             attempts, next_attempt_at_ms, received_at_ms) VALUES ($1, $2, $3, $4, $5, 'pending', 0, $6, $6) \
+             ON CONFLICT (event_id) DO NOTHING",
+        )
+        .bind(event_id)
+        .bind(event_type)
+        .bind(stripe_customer_id)
+        .bind(customer_id)
+        .bind(body)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Settles a pending event, or sets its next attempt.
+    pub async fn settle_event(&mut self, event_id: &str, outcome: &EventOutcome) -> Result<()> {
+        let now = self.now.ms();
+        let (state, customer_id, at, detail) = match outcome {
+            EventOutcome::Applied { customer_id } => ("applied", Some(customer_id.as_str()), now, None),
+            EventOutcome::Ignored => ("ignored", None, now, None),
+            EventOutcome::Parked { reason } => ("parked", None, now, Some(reason.as_str())),
+            EventOutcome::TryAgain { at, reason } => ("pending", None, at.ms(), Some(reason.as_str())),
+        };
+        sqlx::query(
+            "UPDATE stripe_events SET state = $2, customer_id = COALESCE($3, customer_id), detail = $4, \
+             attempts = attempts + 1, next_attempt_at_ms = $5, \
+             settled_at_ms = CASE WHEN $2 = 'pending' THEN NULL ELSE CAST($6 AS BIGINT) END \
+             WHERE event_id = $1 AND state = 'pending'",
+        )
+        .bind(event_id)
+        .bind(state)
+        .bind(customer_id)
+        .bind(detail)
+        .bind(at)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Makes the parked events of a customer pending again; answers how many there were.
+    pub async fn unpark_events(
+        &mut self,
+        customer_id: &CustomerId,
+        stripe_customer_id: Option<&str>,
+    ) -> Result<u64> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE stripe_events SET state = 'pending', next_attempt_at_ms = $3, settled_at_ms = NULL \
+             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(stripe_customer_id.unwrap_or_default())
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// How many events of a customer are parked.
+    pub async fn parked_events(
+        &mut self,
+        customer_id: &CustomerId,
+        stripe_customer_id: Option<&str>,
+    ) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM stripe_events \
+             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(stripe_customer_id.unwrap_or_default())
+        .fetch_one(self.connection())
+        .await?;
+        Ok(row.try_get("n")?)
+    }
+}
+
+fn read(row: &AnyRow) -> Result<StoredEvent> {
+    Ok(StoredEvent {
+        event_id: row.try_get("event_id")?,
+        event_type: row.try_get("event_type")?,
+        stripe_customer_id: row.try_get("stripe_customer_id")?,
+        customer_id: row.try_get("customer_id")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get("attempts")?,
+        received_at: time(row, "received_at_ms")?,
+        settled_at: time_or_none(row, "settled_at_ms")?,
+        detail: row.try_get("detail")?,
+    })
+}

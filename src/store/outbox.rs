@@ -1,0 +1,206 @@
+//! The outbox: meter events for Stripe, every field fixed before the first send.
+
+use serde::Serialize;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::usage::CounterKey;
+use super::{Result, Store, Tx, time, time_or_none};
+use crate::clock::Timestamp;
+use crate::domain::ids::CustomerId;
+use crate::domain::usage::OpenWindow;
+
+/// A closed window on its way to Stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MeterEvent {
+    pub identifier: String,
+    #[serde(skip)]
+    pub idempotency_key: String,
+    pub customer_id: String,
+    pub feature_id: String,
+    pub event_name: String,
+    pub stripe_customer_id: String,
+    pub units: i64,
+    pub timestamp: Timestamp,
+    /// `pending`, `delivered` or `parked`.
+    pub state: String,
+    pub attempts: i64,
+    pub first_sent_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+    pub settled_at: Option<Timestamp>,
+    pub detail: Option<String>,
+}
+
+/// A meter event about to be stored.
+#[derive(Debug, Clone)]
+pub struct NewMeterEvent {
+    pub identifier: String,
+    pub idempotency_key: String,
+    pub counter: CounterKey,
+    pub event_name: String,
+    pub stripe_customer_id: String,
+    pub window: OpenWindow,
+}
+
+/// What becomes of a meter event after a send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SendOutcome {
+    Delivered { detail: Option<String> },
+    Parked { reason: String },
+    TryAgain { at: Timestamp, reason: String },
+}
+
+impl Store {
+    /// Meter events whose time has come, the oldest usage first, at most `limit`.
+    pub async fn pending_meter_events(&self, moment: Timestamp, limit: i64) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
+             ORDER BY next_attempt_at_ms, identifier LIMIT $2",
+        )
+        .bind(moment.ms())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A customer's meter events, or all, in one state or any; the newest first.
+    pub async fn list_meter_events(
+        &self,
+        customer_id: Option<&str>,
+        state: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE ($1 = '' OR customer_id = $1) AND ($2 = '' OR state = $2) \
+             ORDER BY created_at_ms DESC, identifier DESC LIMIT $3",
+        )
+        .bind(customer_id.unwrap_or_default())
+        .bind(state.unwrap_or_default())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(read).collect()
+    }
+}
+
+impl Tx {
+    /// Stores a meter event. A second one for the same window is a fault and fails.
+    pub async fn insert_meter_event(&mut self, event: &NewMeterEvent) -> Result<()> {
+        let now = self.now.ms();
+        sqlx::query(
+            "INSERT INTO meter_events (identifier, idempotency_key, customer_id, feature_id, event_name, \
+             stripe_customer_id, units, timestamp_ms, series, period_start_ms, window_end_ms, state, attempts, \
+             next_attempt_at_ms, created_at_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', 0, $12, $12)",
+        )
+        .bind(&event.identifier)
+        .bind(&event.idempotency_key)
+        .bind(event.counter.customer_id.as_str())
+        .bind(event.counter.feature_id.as_str())
+        .bind(&event.event_name)
+        .bind(&event.stripe_customer_id)
+        .bind(event.window.value)
+        .bind(event.window.start.ms())
+        .bind(event.counter.series)
+        .bind(event.counter.period_start.ms())
+        .bind(event.window.end.ms())
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that a send is about to begin, before it does; answers whether the event still waits.
+    pub async fn begin_send(&mut self, identifier: &str) -> Result<bool> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE meter_events SET attempts = attempts + 1, \
+             first_sent_at_ms = COALESCE(first_sent_at_ms, $2) WHERE identifier = $1 AND state = 'pending'",
+        )
+        .bind(identifier)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub async fn settle_meter_event(&mut self, identifier: &str, outcome: &SendOutcome) -> Result<()> {
+        let now = self.now.ms();
+        let (state, at, detail) = match outcome {
+            SendOutcome::Delivered { detail } => ("delivered", now, detail.as_deref()),
+            SendOutcome::Parked { reason } => ("parked", now, Some(reason.as_str())),
+            SendOutcome::TryAgain { at, reason } => ("pending", at.ms(), Some(reason.as_str())),
+        };
+        sqlx::query(
+            "UPDATE meter_events SET state = $2, detail = $3, next_attempt_at_ms = $4, \
+             settled_at_ms = CASE WHEN $2 = 'pending' THEN NULL ELSE CAST($5 AS BIGINT) END \
+             WHERE identifier = $1 AND state = 'pending'",
+        )
+        .bind(identifier)
+        .bind(state)
+        .bind(detail)
+        .bind(at)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Makes a customer's parked meter events pending again, except those that must not be sent
+    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten.
+    pub async fn unpark_meter_events(
+        &mut self,
+        customer_id: &CustomerId,
+        in_doubt_before: Timestamp,
+    ) -> Result<u64> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL \
+             WHERE state = 'parked' AND customer_id = $1 \
+             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
+        )
+        .bind(customer_id.as_str())
+        .bind(now)
+        .bind(in_doubt_before.ms())
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// How many meter events [`Tx::unpark_meter_events`] would put back.
+    pub async fn parked_meter_events(
+        &mut self,
+        customer_id: &CustomerId,
+        in_doubt_before: Timestamp,
+    ) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
+             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(in_doubt_before.ms())
+        .fetch_one(self.connection())
+        .await?;
+        Ok(row.try_get("n")?)
+    }
+}
+
+fn read(row: &AnyRow) -> Result<MeterEvent> {
+    Ok(MeterEvent {
+        identifier: row.try_get("identifier")?,
+        idempotency_key: row.try_get("idempotency_key")?,
+        customer_id: row.try_get("customer_id")?,
+        feature_id: row.try_get("feature_id")?,
+        event_name: row.try_get("event_name")?,
+        stripe_customer_id: row.try_get("stripe_customer_id")?,
+        units: row.try_get("units")?,
+        timestamp: time(row, "timestamp_ms")?,
+        state: row.try_get("state")?,
+        attempts: row.try_get("attempts")?,
+        first_sent_at: time_or_none(row, "first_sent_at_ms")?,
+        created_at: time(row, "created_at_ms")?,
+        settled_at: time_or_none(row, "settled_at_ms")?,
+        detail: row.try_get("detail")?,
+    })
+}
