@@ -66,3 +66,39 @@ impl Stripe {
         self.transport.live_mode()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    fn stripe(base: &str, key: &str) -> Result<Stripe, SetupError> {
+        let clock = Clock::manual(Timestamp::from_seconds(1_800_000_000));
+        Stripe::new(base, SecretString::from(key), clock, Entropy::seeded(1))
+    }
+
+    #[test]
+    fn a_client_is_made_for_a_simulator_and_knows_its_mode() {
+        assert_eq!(stripe("http://127.0.0.1:1", "sk_test_1").unwrap().live_mode(), Some(false));
+        assert!(matches!(stripe("http://example.com", "sk_test_1"), Err(SetupError::Base(_))));
+        assert!(matches!(stripe("http://127.0.0.1:1", ""), Err(SetupError::Key)));
+    }
+
+    #[test]
+    fn every_call_may_run_in_a_task_of_its_own() {
+        fn check(_: impl Future + Send) {}
+        let stripe = stripe("http://127.0.0.1:1", "sk_test_1").unwrap();
+        check(stripe.customer("cus_1"));
+        check(stripe.subscriptions_of("cus_1"));
+        check(stripe.subscription("sub_1"));
+        let event = MeterEvent {
+            identifier: "win_1".to_owned(),
+            idempotency_key: "key_1".to_owned(),
+            event_name: "ai_runs".to_owned(),
+            stripe_customer_id: "cus_1".to_owned(),
+            value: 1,
+            timestamp: Timestamp::from_seconds(1_800_000_000),
+        };
+        check(stripe.send_meter_event(&event));
+    }
+}

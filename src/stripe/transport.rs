@@ -377,6 +377,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_write_lost_on_a_used_connection_is_not_sent_again_either() {
+        let fake =
+            FakeStripe::start([Turn::json(200, "null"), Turn::Hangup, Turn::json(200, "null")])
+                .await;
+        let stripe = fake.stripe();
+        let send = async || {
+            RequestBuilder::new(StripeMethod::Post, "/thing")
+                .customize()
+                .send(&stripe.transport)
+                .await
+        };
+        assert_eq!(send().await, Ok(()));
+        let lost: Result<(), StripeError> = send().await;
+        assert!(matches!(lost.unwrap_err().kind, StripeErrorKind::Unreachable { .. }));
+        assert_eq!((fake.seen().len(), fake.connections()), (2, 1));
+    }
+
+    #[tokio::test]
     async fn stripes_word_on_retrying_goes_before_the_status() {
         let fake = FakeStripe::start([
             Turn::json(400, "{}").with("stripe-should-retry", "true"),
