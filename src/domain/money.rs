@@ -16,6 +16,8 @@ const ZERO_DECIMAL: [&str; 16] = [
 const THREE_DECIMAL: [&str; 5] = ["bhd", "jod", "kwd", "omr", "tnd"];
 
 impl Currency {
+    pub const USD: Self = Self(*b"usd");
+
     pub fn code(&self) -> &str {
         std::str::from_utf8(&self.0).expect("only ASCII letters are let in")
     }

@@ -6,6 +6,15 @@ use std::time::Duration;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
+mod mistakes;
+mod parse;
+mod reader;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use mistakes::{PlanFileErrors, PlanFileMistake};
+
 /// Everything the plans file says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalog {
@@ -14,6 +23,11 @@ pub struct Catalog {
     pub features: BTreeMap<FeatureId, Feature>,
     /// By rank, lowest first.
     pub plans: Vec<Plan>,
+    /// What the models cost us, by the name under which runs report them.
+    pub models: BTreeMap<String, ModelPrice>,
+    /// For features counted in credits: what each model takes. A feature may have a table here
+    /// before it is declared in `features`; it takes effect with its declaration.
+    pub credits: BTreeMap<FeatureId, BTreeMap<String, CreditRate>>,
     /// Length of a metering window: usage becomes one meter event per customer, meter and window.
     pub metering_window: Duration,
     pub schedule: Schedule,
@@ -71,7 +85,8 @@ pub struct Unlock {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub enforcement: Enforcement,
-    /// Percents of the granted amount at which the customer is told, ascending, 1 to 100.
+    /// Percents of the granted amount at which the customer is told, ascending, 1 to 100. Empty
+    /// (no nudges) unless the file lists some.
     pub nudge_at_percent: Vec<u8>,
     /// The quota is meant to be set per customer; the number here holds until it is.
     pub custom: bool,
@@ -88,6 +103,28 @@ pub enum Enforcement {
     Unlimited,
 }
 
+/// What a model costs us. Picodollars (10⁻¹² dollars) per token are the same number as
+/// micro-dollars per million tokens, so every price of up to six decimals is exact.
+/// A rate is at most 10¹²: multiply it by tokens in `i128`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelPrice {
+    pub input_picodollars_per_token: i64,
+    pub output_picodollars_per_token: i64,
+    /// The price of input if the file gives no other.
+    pub cached_input_picodollars_per_token: i64,
+}
+
+/// What a model takes in credits. Nanocredits (10⁻⁹ credits) per token are the same number as
+/// micro-credits per thousand tokens. A run's sum is rounded up to whole credits.
+/// A rate is at most 10¹²: multiply it by tokens in `i128`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreditRate {
+    pub input_nanocredits_per_token: i64,
+    pub output_nanocredits_per_token: i64,
+    /// The rate of input if the file gives no other.
+    pub cached_input_nanocredits_per_token: i64,
+}
+
 /// When jobs run: cron expressions, UTC, five fields or six with seconds first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
@@ -102,14 +139,68 @@ pub struct Policy {
     pub post_upgrade_delay: Duration,
     /// How long a past-due customer keeps the plan.
     pub past_due_grace: Duration,
+    /// What a customer costs us per month beside the models, in dollars; plans may be absent.
+    pub cost_overhead: BTreeMap<PlanId, Money>,
+}
+
+/// Notices every minute, meter events every five, reconciliation once an hour.
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            notices: "* * * * *".to_owned(),
+            meter_events: "*/5 * * * *".to_owned(),
+            reconcile: "17 * * * *".to_owned(),
+        }
+    }
+}
+
+/// The mail a day after an upgrade, a week's grace, no overhead.
+impl Default for Policy {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(86_400);
+        Self {
+            post_upgrade_delay: DAY,
+            past_due_grace: 7 * DAY,
+            cost_overhead: BTreeMap::new(),
+        }
+    }
+}
+
+impl Interval {
+    /// As people read it after "a" or a slash: `month`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Month => "month",
+            Self::Year => "year",
+        }
+    }
+}
+
+impl Price {
+    /// As people read it: `$99/month`.
+    pub fn display(&self) -> String {
+        format!("{}/{}", self.amount, self.interval.label())
+    }
 }
 
 impl Catalog {
+    /// Reads a plans file and checks it whole.
+    ///
+    /// # Errors
+    /// Every mistake in the file, each with its line, its key and what was wanted there.
+    pub fn parse(source: &str) -> Result<Self, PlanFileErrors> {
+        parse::catalog(source)
+    }
+
     pub fn plan(&self, id: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
     }
 
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {
-        self.plans.iter().find(|plan| plan.price.as_ref().is_some_and(|p| p.lookup_key == lookup_key))
+        self.plans.iter().find(|plan| {
+            plan.price
+                .as_ref()
+                .is_some_and(|p| p.lookup_key == lookup_key)
+        })
     }
 }
