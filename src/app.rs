@@ -1,8 +1,10 @@
 //! What every part of the daemon shares, and nothing that knows its users.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use anyhow::Context as _;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 
@@ -22,6 +24,7 @@ pub struct App {
     pub entropy: Entropy,
     pub store: Store,
     pub plans: Plans,
+    pub plans_file: Arc<PlansFile>,
     /// `None` without a `STRIPE_SECRET_KEY`: the gate works, nothing is reported or synced.
     pub stripe: Option<Stripe>,
     /// `None` without an `SMTP_URL`: notices wait.
@@ -46,6 +49,44 @@ pub struct Credentials {
 pub struct Nudges {
     pub inbox: Notify,
     pub meter_events: Notify,
+}
+
+impl App {
+    /// Refuses plans that lack one that customers are on.
+    pub async fn check_plans_in_use(&self, catalog: &Catalog) -> anyhow::Result<()> {
+        let in_use = self.store.plans_in_use().await?;
+        let missing: Vec<_> = in_use.iter().filter(|id| catalog.plan(id).is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        anyhow::bail!("the plans file lacks plans that customers are on: {missing:?}")
+    }
+}
+
+/// The plans file on disk, watched for changes since it was last accepted.
+pub struct PlansFile {
+    path: PathBuf,
+    last_seen: Mutex<String>,
+}
+
+impl PlansFile {
+    /// `accepted` is the text that is in force.
+    pub fn new(path: PathBuf, accepted: String) -> Self {
+        Self { path, last_seen: Mutex::new(accepted) }
+    }
+
+    /// The file's text if it differs from what was last accepted.
+    pub fn changed(&self) -> anyhow::Result<Option<String>> {
+        let text = std::fs::read_to_string(&self.path)
+            .with_context(|| format!("{} cannot be read", self.path.display()))?;
+        let last_seen = self.last_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((*last_seen != text).then_some(text))
+    }
+
+    /// Takes `text` as the one in force.
+    pub fn accept(&self, text: String) {
+        *self.last_seen.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
 }
 
 /// The plans in force, and older versions that remembered answers were given under.

@@ -109,6 +109,8 @@ pub struct Clock(Source);
 #[derive(Clone)]
 enum Source {
     System,
+    /// Ahead of the system clock by this much.
+    Ahead(watch::Sender<Duration>),
     Manual(watch::Sender<Timestamp>),
 }
 
@@ -118,15 +120,20 @@ impl Clock {
         Self(Source::System)
     }
 
-    /// A clock that stands at `start` until [`Clock::advance`] or [`Clock::set`] moves it.
+    /// A clock that runs like the machine's and can be moved ahead of it.
+    pub fn ahead() -> Self {
+        Self(Source::Ahead(watch::Sender::new(Duration::ZERO)))
+    }
+
+    /// A clock that stands at `start` until [`Clock::advance`] moves it.
     pub fn manual(start: Timestamp) -> Self {
         Self(Source::Manual(watch::Sender::new(start)))
     }
 
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            #[expect(clippy::disallowed_methods, reason = "the one reader of the wall clock")]
-            Source::System => Timestamp::from_jiff(jiff::Timestamp::now()),
+            Source::System => system_now(),
+            Source::Ahead(by) => system_now().plus(*by.borrow()),
             Source::Manual(now) => *now.borrow(),
         }
     }
@@ -135,18 +142,22 @@ impl Clock {
     pub async fn sleep_until(&self, deadline: Timestamp) {
         /// The system clock may be set while we sleep, so long waits look at it again this often.
         const RECHECK: Duration = Duration::from_secs(30);
+        // The senders live in `self`, so none of these channels closes while we wait.
         match &self.0 {
-            Source::System => loop {
-                let left = deadline.since(self.now());
-                if left.is_zero() {
-                    return;
+            Source::System => {
+                while self.now() < deadline {
+                    tokio::time::sleep(deadline.since(self.now()).min(RECHECK)).await;
                 }
-                tokio::time::sleep(left.min(RECHECK)).await;
-            },
+            }
+            Source::Ahead(by) => {
+                let mut by = by.subscribe();
+                while self.now() < deadline {
+                    let left = deadline.since(self.now()).min(RECHECK);
+                    let _ = tokio::time::timeout(left, by.changed()).await;
+                }
+            }
             Source::Manual(now) => {
-                let mut now = now.subscribe();
-                // The sender lives in `self`, so the channel cannot close while we wait.
-                let _ = now.wait_for(|now| *now >= deadline).await;
+                let _ = now.subscribe().wait_for(|now| *now >= deadline).await;
             }
         }
     }
@@ -156,21 +167,20 @@ impl Clock {
         self.sleep_until(self.now().plus(duration)).await;
     }
 
-    /// Moves a manual clock forward and answers the new time; `None` on the system clock.
+    /// Moves the clock forward and answers the new time; `None` on the system clock.
     pub fn advance(&self, by: Duration) -> Option<Timestamp> {
-        self.set(self.now().plus(by))
-    }
-
-    /// Sets a manual clock, which never goes back; `None` on the system clock.
-    pub fn set(&self, to: Timestamp) -> Option<Timestamp> {
         match &self.0 {
-            Source::System => None,
-            Source::Manual(now) => {
-                now.send_modify(|now| *now = to.max(*now));
-                Some(*now.borrow())
-            }
+            Source::System => return None,
+            Source::Ahead(ahead) => ahead.send_modify(|ahead| *ahead = ahead.saturating_add(by)),
+            Source::Manual(now) => now.send_modify(|now| *now = now.plus(by)),
         }
+        Some(self.now())
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one reader of the wall clock")]
+fn system_now() -> Timestamp {
+    Timestamp::from_jiff(jiff::Timestamp::now())
 }
 
 #[cfg(test)]
@@ -186,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_manual_clock_wakes_its_sleepers_and_never_goes_back() {
+    async fn a_manual_clock_wakes_its_sleepers() {
         let clock = Clock::manual(Timestamp::from_seconds(100));
         let sleeper = tokio::spawn({
             let clock = clock.clone();
@@ -194,7 +204,19 @@ mod tests {
         });
         clock.advance(Duration::from_secs(61));
         sleeper.await.unwrap();
-        clock.set(Timestamp::from_seconds(1));
         assert_eq!(clock.now(), Timestamp::from_seconds(161));
+    }
+
+    #[tokio::test]
+    async fn a_clock_moved_ahead_wakes_its_sleepers_too() {
+        let clock = Clock::ahead();
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(86_400)).await }
+        });
+        tokio::task::yield_now().await;
+        clock.advance(Duration::from_secs(86_401)).unwrap();
+        sleeper.await.unwrap();
+        assert_eq!(Clock::system().advance(Duration::from_secs(1)), None);
     }
 }

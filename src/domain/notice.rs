@@ -68,6 +68,25 @@ impl NoticeState {
     }
 }
 
+/// Why a notice is no longer true at the moment it would be sent, if it is not.
+///
+/// `same_terms`: plan and subscription are those it arose under. `period_over`: its billing period
+/// has ended. `at_cap`: the hard limit in force is used up.
+pub fn overtaken_by(
+    kind: NoticeKind,
+    same_terms: bool,
+    period_over: bool,
+    at_cap: bool,
+) -> Option<&'static str> {
+    match kind {
+        _ if !same_terms => Some("the plan has changed since"),
+        NoticeKind::PlanUpgraded => None,
+        NoticeKind::UsageNudge | NoticeKind::CapReached if period_over => Some("its period is over"),
+        NoticeKind::UsageNudge if at_cap => Some("the cap was reached since"),
+        NoticeKind::UsageNudge | NoticeKind::CapReached => None,
+    }
+}
+
 /// What a mail's template is given; everything already decided, nothing left to compute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -134,4 +153,26 @@ fn unlocks<S: serde::Serializer>(unlocks: &[Unlock], serializer: S) -> Result<S:
         url: &'a str,
     }
     serializer.collect_seq(unlocks.iter().map(|u| Link { title: &u.title, url: &u.url }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nudge_is_overtaken_by_an_upgrade_the_cap_or_the_next_period() {
+        let nudge = NoticeKind::UsageNudge;
+        assert_eq!(overtaken_by(nudge, true, false, false), None);
+        assert!(overtaken_by(nudge, false, false, false).is_some());
+        assert!(overtaken_by(nudge, true, true, false).is_some());
+        assert!(overtaken_by(nudge, true, false, true).is_some());
+    }
+
+    #[test]
+    fn the_cap_mail_is_true_at_the_cap_and_an_upgrade_mail_in_the_next_period_too() {
+        assert_eq!(overtaken_by(NoticeKind::CapReached, true, false, true), None);
+        assert!(overtaken_by(NoticeKind::CapReached, false, false, true).is_some());
+        assert_eq!(overtaken_by(NoticeKind::PlanUpgraded, true, true, false), None);
+        assert!(overtaken_by(NoticeKind::PlanUpgraded, false, false, false).is_some());
+    }
 }

@@ -109,14 +109,6 @@ impl Dialect {
         }
     }
 
-    /// Claims rows for this worker and passes over those that another one holds.
-    pub(crate) fn claim_rows(self) -> &'static str {
-        match self {
-            Self::Sqlite => "",
-            Self::Postgres => " FOR UPDATE SKIP LOCKED",
-        }
-    }
-
     /// A row set from the JSON array of objects bound as `$1`, so that one statement carries a
     /// whole batch. The two databases read JSON with different functions.
     pub(crate) fn json_rows(self, columns: &[(&str, Kind)]) -> String {

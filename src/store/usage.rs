@@ -228,6 +228,19 @@ impl Store {
         rows.iter().map(|row| Ok(read_counter(row)?.0)).collect()
     }
 
+    /// A customer's units in open metering windows whose end has passed.
+    pub async fn units_to_close(&self, customer_id: &CustomerId, moment: Timestamp) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(open_units), 0) AS BIGINT) AS v FROM usage_counters \
+             WHERE customer_id = $1 AND open_end_ms IS NOT NULL AND open_end_ms <= $2",
+        )
+        .bind(customer_id.as_str())
+        .bind(moment.ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("v")?)
+    }
+
     /// The sum of all units accepted from this customer in the period, from the events themselves.
     pub async fn sum_of_events(&self, key: &CounterKey) -> Result<i64> {
         let row = sqlx::query(

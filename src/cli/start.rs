@@ -1,0 +1,222 @@
+//! From a configuration to a running daemon: the one place where everything is wired together.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, Credentials, Plans, PlansFile};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::domain::link::Links;
+use crate::domain::plan::Catalog;
+use crate::entropy::Entropy;
+use crate::gate::Gate;
+use crate::http::auth::KeyRing;
+use crate::http::{Daemon, router};
+use crate::jobs::Jobs;
+use crate::mail::templates::Templates;
+use crate::mail::{MailUrl, Mailer, Timeouts};
+use crate::store::{ServeLock, Store, StoreError};
+use crate::stripe::Stripe;
+
+/// How long running requests may take to end after the signal to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Why a command did not come about.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration cannot be used; one mistake per line.
+    Config(String),
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for StartError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
+    let opened = Store::open(&config.database_url, clock).await;
+    opened.map_err(|error| match error {
+        StoreError::Unfit(problem) => StartError::Config(format!("DATABASE_URL: {problem}")),
+        error => StartError::Failed(error.into()),
+    })
+}
+
+/// Reads and checks the plans file; its text is wanted too, because that is what versions hold.
+pub fn read_plans(config: &Config) -> Result<(String, Catalog), StartError> {
+    let path = &config.plans_path;
+    let source = std::fs::read_to_string(path).map_err(|error| {
+        let path = path.display();
+        StartError::Config(format!(
+            "TOLLGATE_PLANS: {path} cannot be read ({error}); plans.example.toml is one to start from"
+        ))
+    })?;
+    let catalog = Catalog::parse(&source)
+        .map_err(|errors| StartError::Config(errors.in_file(path.display().to_string()).to_string()))?;
+    Ok((source, catalog))
+}
+
+pub fn connect_mailer(config: &Config) -> Result<Option<Mailer>, StartError> {
+    let (Some(url), Some(from)) = (&config.smtp_url, &config.mail_from) else { return Ok(None) };
+    let url: MailUrl =
+        url.expose_secret().parse().map_err(|error| StartError::Config(format!("SMTP_URL: {error}")))?;
+    let mailer = Mailer::connect(&url, from, Timeouts::default())
+        .map_err(|error| StartError::Config(format!("MAIL_FROM: {error}")))?;
+    Ok(Some(mailer))
+}
+
+pub fn connect_stripe(
+    config: &Config,
+    clock: &Clock,
+    entropy: &Entropy,
+) -> Result<Option<Stripe>, StartError> {
+    let Some(key) = &config.stripe_secret_key else { return Ok(None) };
+    let stripe = Stripe::new(&config.stripe_api_base, key.clone(), clock.clone(), entropy.clone());
+    Ok(Some(stripe.context("the Stripe client cannot be set up")?))
+}
+
+pub fn load_templates(config: &Config) -> Result<Templates, StartError> {
+    Templates::load(config.templates_dir.as_deref())
+        .map_err(|error| StartError::Config(format!("TOLLGATE_TEMPLATES: {error}")))
+}
+
+/// A daemon that is up. Dropping it without [`Running::stop`] is like pulling the plug.
+pub struct Running {
+    pub app: App,
+    /// Where it listens; of interest when port 0 was asked for.
+    pub address: SocketAddr,
+    jobs: Jobs,
+    stop: CancellationToken,
+    server: JoinHandle<std::io::Result<()>>,
+    writer: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
+    lock: ServeLock,
+}
+
+/// Opens, migrates, reads, connects, listens.
+pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Running, StartError> {
+    let (source, catalog) = read_plans(config)?;
+    let templates = load_templates(config)?;
+    let mailer = connect_mailer(config)?;
+    let stripe = connect_stripe(config, &clock, &entropy)?;
+    let store = open_store(config, clock.clone()).await?;
+    let lock = store.lock_for_serving(&config.database_url)?;
+    store.migrate().await?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| StartError::Config(format!("TOLLGATE_LISTEN: {}: {error}", config.listen)))?;
+    let address = listener.local_addr()?;
+    let links = Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
+    let mut tx = store.begin().await?;
+    let version = tx.activate_plans(&source).await?;
+    tx.commit().await?;
+    let replica_id = entropy.id("replica", clock.now()).into();
+    let app = App {
+        clock,
+        entropy,
+        store,
+        plans: Plans::new(version, catalog),
+        plans_file: Arc::new(PlansFile::new(config.plans_path.clone(), source)),
+        stripe,
+        mailer,
+        templates: Arc::new(templates),
+        links,
+        credentials: Arc::new(Credentials {
+            api_key: config.api_key.clone(),
+            admin_token: config.admin_token.clone(),
+            webhook_secrets: config.stripe_webhook_secrets.clone(),
+        }),
+        nudges: Arc::default(),
+        replica_id,
+    };
+    let (active_version, active) = app.plans.active();
+    app.check_plans_in_use(&active)
+        .await
+        .map_err(|error| StartError::Config(format!("TOLLGATE_PLANS: {error}")))?;
+    tracing::info!(%address, plans = active_version, "listening");
+    Ok(run(app, config, listener, address, lock))
+}
+
+fn run(app: App, config: &Config, listener: TcpListener, address: SocketAddr, lock: ServeLock) -> Running {
+    let stop = CancellationToken::new();
+    let metrics = recorder();
+    let (gate, writer) = Gate::start(app.clone());
+    let jobs = Jobs::start(&app);
+    let daemon = Daemon {
+        keys: Arc::new(KeyRing::new(app.credentials.api_key.as_ref(), config.rate_limit)),
+        app: app.clone(),
+        gate,
+        jobs: jobs.clone(),
+        metrics: metrics.clone(),
+    };
+    let stopped = stop.clone().cancelled_owned();
+    let server = tokio::spawn(async move {
+        axum::serve(listener, router(daemon)).with_graceful_shutdown(stopped).await
+    });
+    // Without it the recorder's histograms would grow for ever.
+    let upkeep = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            metrics.run_upkeep();
+        }
+    });
+    Running { app, address, jobs, stop, server, writer, upkeep, lock }
+}
+
+impl Running {
+    /// Takes no more requests, answers those that run, ends the jobs' steps, closes the database.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.upkeep.abort();
+        let drained = tokio::time::timeout(DRAIN, async {
+            self.jobs.stop().await;
+            let served = self.server.await;
+            // The server held the last handles on the gate.
+            let _ = self.writer.await;
+            served
+        })
+        .await;
+        self.app.store.close().await;
+        drop(self.lock);
+        match drained {
+            Ok(served) => served?.context("the server stopped with an error"),
+            Err(_) => anyhow::bail!("some requests did not end within {} s", DRAIN.as_secs()),
+        }
+    }
+}
+
+/// The process has one metrics recorder, however many daemons a test starts in it.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER
+        .get_or_init(|| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let handle = recorder.handle();
+            // Fails only if the embedding program has a recorder of its own; then ours stays empty.
+            let _ = metrics::set_global_recorder(recorder);
+            handle
+        })
+        .clone()
+}
+
+/// The configured keys, or one made at the first start and kept in the database.
+async fn signing_keys(
+    config: &Config,
+    store: &Store,
+    entropy: &Entropy,
+) -> Result<Vec<SecretString>, StartError> {
+    if !config.signing_keys.is_empty() {
+        return Ok(config.signing_keys.clone());
+    }
+    let key = store.setting_or("signing_key", || hex::encode(entropy.secret())).await?;
+    Ok(vec![key.into()])
+}

@@ -1,0 +1,148 @@
+//! Who is calling: API keys for the product, the admin token for support.
+//!
+//! Keys are 256 random bits, so their SHA-256 is kept and compared, and nothing slower is needed.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use governor::DefaultDirectRateLimiter;
+use governor::{Quota, RateLimiter};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use super::Daemon;
+use super::error::ApiError;
+use crate::clock::Timestamp;
+
+/// A revoked key may still be let in for this long.
+const REMEMBER_KEY: Duration = Duration::from_secs(5);
+
+/// SHA-256 of a key or token, in hex.
+pub fn hash(secret: &str) -> String {
+    hex::encode(Sha256::digest(secret.as_bytes()))
+}
+
+/// Knows the keys that were good a moment ago, so that the hot path needs no database.
+pub struct KeyRing {
+    known: RwLock<HashMap<String, Known>>,
+    /// One look-up at a time: a flood of wrong keys cannot take the database's connections.
+    look_up: Semaphore,
+    rate_limit: Option<NonZeroU32>,
+}
+
+#[derive(Clone)]
+struct Known {
+    good_until: Option<Timestamp>,
+    limiter: Option<Arc<DefaultDirectRateLimiter>>,
+}
+
+impl KeyRing {
+    /// `bootstrap` is the key from the environment; `rate_limit` is in requests per second and key.
+    pub fn new(bootstrap: Option<&SecretString>, rate_limit: Option<u32>) -> Self {
+        let rate_limit = rate_limit.and_then(NonZeroU32::new);
+        let ring = Self { known: RwLock::default(), look_up: Semaphore::new(1), rate_limit };
+        if let Some(key) = bootstrap {
+            ring.remember(hash(key.expose_secret()), None);
+        }
+        ring
+    }
+
+    fn remember(&self, hash: String, good_until: Option<Timestamp>) -> Known {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let limiter = || self.rate_limit.map(|rate| Arc::new(RateLimiter::direct(Quota::per_second(rate))));
+        let entry = known.entry(hash).or_insert_with(|| Known { good_until, limiter: limiter() });
+        entry.good_until = good_until;
+        entry.clone()
+    }
+
+    fn recall(&self, hash: &str, now: Timestamp) -> Option<Known> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(hash).filter(|key| key.good_until.is_none_or(|until| now < until)).cloned()
+    }
+
+    async fn admit(&self, daemon: &Daemon, hash: String) -> Result<(), ApiError> {
+        let now = daemon.app.clock.now();
+        let known = match self.recall(&hash, now) {
+            Some(known) => known,
+            None => {
+                let _turn = self.look_up.acquire().await;
+                if daemon.app.store.live_key(&hash).await?.is_none() {
+                    self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+                    return Err(unauthorized());
+                }
+                self.remember(hash, Some(now.plus(REMEMBER_KEY)))
+            }
+        };
+        match known.limiter {
+            Some(limiter) if limiter.check().is_err() => Err(ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "this key asks more often than TOLLGATE_RATE_LIMIT allows",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Lets in who holds a live API key.
+pub async fn require_api_key(
+    State(daemon): State<Daemon>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let token = bearer(request.headers())?;
+    if is_admin(&daemon, token) {
+        return Err(forbidden("this is the admin token; an API key is wanted here"));
+    }
+    let hash = hash(token);
+    daemon.keys.admit(&daemon, hash).await?;
+    Ok(next.run(request).await)
+}
+
+/// Lets in who holds the admin token.
+pub async fn require_admin(
+    State(daemon): State<Daemon>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let token = bearer(request.headers())?;
+    if is_admin(&daemon, token) {
+        return Ok(next.run(request).await);
+    }
+    let hash = hash(token);
+    daemon.keys.admit(&daemon, hash).await?;
+    Err(forbidden("this is an API key; the admin token is wanted here"))
+}
+
+fn is_admin(daemon: &Daemon, token: &str) -> bool {
+    daemon.app.credentials.admin_token.as_ref().is_some_and(|admin| {
+        let (ours, theirs) = (hash(admin.expose_secret()), hash(token));
+        ours.as_bytes().ct_eq(theirs.as_bytes()).into()
+    })
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(unauthorized)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(unauthorized()) }
+}
+
+fn unauthorized() -> ApiError {
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "the header Authorization: Bearer <key> is missing, or the key is not valid",
+    )
+}
+
+fn forbidden(message: &str) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
+}

@@ -1,0 +1,209 @@
+//! Reading request bodies field by field, so that each mistake names its field.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::domain::usage::MAX_QUANTITY;
+
+/// The largest body taken, in bytes: API and webhooks alike.
+const MAX_BODY: usize = 1 << 20;
+/// How long a caller may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest text taken for a name, in characters.
+const MAX_NAME: usize = 200;
+
+/// A whole request body within the limits.
+pub struct Body(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let read = axum::body::to_bytes(request.into_body(), MAX_BODY);
+        match tokio::time::timeout(BODY_TIMEOUT, read).await {
+            Ok(Ok(bytes)) => Ok(Self(bytes)),
+            Ok(Err(error)) if is_too_large(&error) => Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the body must have at most 1 MiB",
+            )),
+            Ok(Err(_)) => Err(ApiError::malformed("the body could not be read to its end")),
+            Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body took over 30 s")),
+        }
+    }
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.to_string().contains("length limit"))
+}
+
+/// The fields of a JSON object. Each is taken out once; what is left at the end is unknown.
+#[derive(Debug)]
+pub struct Fields {
+    fields: Map<String, Value>,
+    /// Where this object stands in the body: `properties.` or nothing.
+    path: String,
+}
+
+impl Fields {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self { fields, path: String::new() }),
+            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
+            Err(error) => {
+                let (line, column) = (error.line(), error.column());
+                Err(ApiError::malformed(format!("the body is not JSON: see line {line}, column {column}")))
+            }
+        }
+    }
+
+    fn name(&self, field: &str) -> String {
+        format!("{}{field}", self.path)
+    }
+
+    fn take(&mut self, field: &str) -> Option<Value> {
+        self.fields.remove(field).filter(|value| !value.is_null())
+    }
+
+    fn wrong_type(&self, field: &str, wanted: &str) -> ApiError {
+        let name = self.name(field);
+        ApiError::malformed(format!("{name} must be {wanted}")).param(name)
+    }
+
+    fn missing(&self, field: &str) -> ApiError {
+        let name = self.name(field);
+        let message = format!("{name} is missing");
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "missing_field", message).param(name)
+    }
+
+    /// Whether the field is there, be it null.
+    pub fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    pub fn string(&mut self, field: &str) -> Result<Option<String>, ApiError> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.wrong_type(field, "a string")),
+        }
+    }
+
+    pub fn boolean(&mut self, field: &str) -> Result<bool, ApiError> {
+        match self.take(field) {
+            None => Ok(false),
+            Some(Value::Bool(value)) => Ok(value),
+            Some(_) => Err(self.wrong_type(field, "true or false")),
+        }
+    }
+
+    /// A string in one of our id types.
+    pub fn id<T>(&mut self, field: &str) -> Result<Option<T>, ApiError>
+    where
+        T: TryFrom<String, Error: std::fmt::Display>,
+    {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        T::try_from(text).map(Some).map_err(|wanted| ApiError::invalid(self.name(field), wanted))
+    }
+
+    pub fn required_id<T>(&mut self, field: &str) -> Result<T, ApiError>
+    where
+        T: TryFrom<String, Error: std::fmt::Display>,
+    {
+        self.id(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    /// A quantity of units: an integer from 1 to 10⁹, 1 if absent.
+    pub fn quantity(&mut self, field: &str) -> Result<i64, ApiError> {
+        match self.take(field) {
+            None => Ok(1),
+            Some(Value::Number(number)) => number
+                .as_i64()
+                .filter(|value| (1..=MAX_QUANTITY).contains(value))
+                .ok_or_else(|| ApiError::invalid(self.name(field), "must be an integer from 1 to 1000000000")),
+            Some(_) => Err(self.wrong_type(field, "a number")),
+        }
+    }
+
+    /// One of the given words.
+    pub fn word<T: Copy>(&mut self, field: &str, words: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        let wanted = || words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+        found.map(Some).ok_or_else(|| ApiError::invalid(self.name(field), format!("must be {}", wanted())))
+    }
+
+    /// A name for people to read: control characters are taken out, and it must not be too long.
+    pub fn person_name(&mut self, field: &str) -> Result<Option<String>, ApiError> {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        let text = text.trim();
+        if text.chars().count() > MAX_NAME {
+            let wanted = format!("must have at most {MAX_NAME} characters");
+            return Err(ApiError::invalid(self.name(field), wanted));
+        }
+        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+    }
+
+    /// An e-mail address, as far as that can be told without writing to it.
+    pub fn email(&mut self, field: &str) -> Result<Option<String>, ApiError> {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        let parts = text.split_once('@');
+        let plausible = parts.is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty() && !domain.contains('@'));
+        let clean = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
+        if plausible && clean && text.len() <= 254 {
+            Ok(Some(text))
+        } else {
+            Err(ApiError::invalid(self.name(field), "must be an e-mail address of at most 254 characters"))
+        }
+    }
+
+    /// An object within this one.
+    pub fn object(&mut self, field: &str) -> Result<Option<Fields>, ApiError> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Object(fields)) => Ok(Some(Fields { fields, path: format!("{}.", self.name(field)) })),
+            Some(_) => Err(self.wrong_type(field, "an object")),
+        }
+    }
+
+    /// All the fields as they are, for an object whose content is the caller's own.
+    pub fn into_json(self) -> String {
+        Value::Object(self.fields).to_string()
+    }
+
+    /// Refuses what was not taken.
+    pub fn finish(self) -> Result<(), ApiError> {
+        match self.fields.keys().next() {
+            None => Ok(()),
+            Some(field) => {
+                let name = self.name(field);
+                let message = "this field is not known here".to_owned();
+                Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_field", message).param(short(&name)))
+            }
+        }
+    }
+}
+
+/// A caller's own text, fit to be repeated in an error.
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// The same JSON with the keys of all objects in order, so that equal requests hash alike.
+pub fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut sorted: Vec<_> = fields.iter().collect();
+            sorted.sort_by_key(|(name, _)| *name);
+            Value::Object(sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(canonical).collect()),
+        other => other.clone(),
+    }
+}

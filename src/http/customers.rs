@@ -1,0 +1,205 @@
+//! `/v1/customers/{id}`: who the customers are.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use super::Daemon;
+use super::body::{Body, Fields};
+use super::error::{ApiError, unknown_customer};
+use crate::clock::Timestamp;
+use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
+use crate::domain::customer::{Customer, Profile, Tier};
+use crate::domain::decision::Intent;
+use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
+use crate::gate::{Request, windows};
+use crate::sync::link::{LINKED, LinkError, link};
+
+/// A customer as the API shows it.
+#[derive(Serialize)]
+pub struct CustomerBody {
+    customer_id: CustomerId,
+    email: Option<String>,
+    name: Option<String>,
+    stripe_customer_id: Option<String>,
+    plan_id: Option<PlanId>,
+    subscription: Option<SubscriptionBody>,
+    period: Bounds,
+    features: Vec<FeatureBody>,
+    created_at: Timestamp,
+}
+
+#[derive(Serialize)]
+struct SubscriptionBody {
+    id: String,
+    status: String,
+}
+
+#[derive(Serialize)]
+struct FeatureBody {
+    feature_id: FeatureId,
+    balance: Balance,
+    threshold: Threshold,
+    pace: PaceBody,
+}
+
+/// What a `PUT` says: `None` leaves a field as it is, `Some(None)` clears it.
+struct Changes {
+    email: Option<Option<String>>,
+    name: Option<Option<String>>,
+    stripe_customer_id: Option<String>,
+}
+
+/// Creates the customer on the default plan, or changes what the body names.
+pub async fn put(
+    State(daemon): State<Daemon>,
+    Path(id): Path<String>,
+    Body(body): Body,
+) -> Result<Json<CustomerBody>, ApiError> {
+    let id = customer_id(id)?;
+    let changes = changes(&body)?;
+    let app = &daemon.app;
+    let mut tx = app.store.begin().await?;
+    let before = match tx.lock_customer(&id).await? {
+        Some(customer) => customer,
+        None => {
+            let created = Customer {
+                id: id.clone(),
+                profile: Profile::default(),
+                stripe_customer_id: None,
+                created_at: tx.now,
+                tier: Tier::initial(tx.now),
+                revision: 1,
+            };
+            tx.insert_customer(&created).await?;
+            tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?
+        }
+    };
+    let mut after = before.clone();
+    if let Some(email) = changes.email {
+        after.profile.email = email;
+    }
+    if let Some(name) = changes.name {
+        after.profile.name = name;
+    }
+    let linked = match &changes.stripe_customer_id {
+        Some(stripe_id) => {
+            link(app, &mut tx, &mut after, stripe_id).await.map_err(link_refused)?;
+            before.stripe_customer_id != after.stripe_customer_id
+        }
+        None => false,
+    };
+    if after != before {
+        tx.update_customer(&after).await.map_err(|error| match error.is_duplicate() {
+            true => link_refused(LinkError::Taken),
+            false => error.into(),
+        })?;
+    }
+    if linked {
+        // The customer may have had a subscription long before: look, as after a webhook.
+        let event_id = app.entropy.id("linked", tx.now);
+        tx.insert_event(&event_id, LINKED, after.stripe_customer_id.as_deref(), Some(id.as_str()), "{}").await?;
+    }
+    tx.commit().await?;
+    app.nudges.inbox.notify_one();
+    show(&daemon, &id).await
+}
+
+pub async fn get(State(daemon): State<Daemon>, Path(id): Path<String>) -> Result<Json<CustomerBody>, ApiError> {
+    show(&daemon, &customer_id(id)?).await
+}
+
+/// Forgets who the customer is; its usage stays in the books without a name.
+pub async fn delete(State(daemon): State<Daemon>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let id = customer_id(id)?;
+    let app = &daemon.app;
+    let mut tx = app.store.begin().await?;
+    let customer = tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?;
+    windows::cut(app, &mut tx, &customer).await?;
+    tx.delete_customer(&id).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn show(daemon: &Daemon, id: &CustomerId) -> Result<Json<CustomerBody>, ApiError> {
+    let app = &daemon.app;
+    let customer = app.store.customer(id).await?.ok_or_else(unknown_customer)?;
+    let (_, catalog) = app.plans.active();
+    let plan = customer.tier.plan(&catalog);
+    let period = customer.tier.cycle.period_at(app.clock.now());
+    let mut features = Vec::new();
+    for feature_id in plan.into_iter().flat_map(|plan| plan.limits.keys()) {
+        let answer = daemon.gate.ask(question(id, feature_id)).await?;
+        features.push(FeatureBody {
+            feature_id: feature_id.clone(),
+            balance: answer.balance,
+            threshold: answer.threshold,
+            pace: answer.pace,
+        });
+    }
+    Ok(Json(CustomerBody {
+        customer_id: customer.id.clone(),
+        email: customer.profile.email.clone(),
+        name: customer.profile.name.clone(),
+        stripe_customer_id: customer.stripe_customer_id.clone(),
+        plan_id: plan.map(|plan| plan.id.clone()),
+        subscription: customer
+            .tier
+            .subscription
+            .as_ref()
+            .map(|s| SubscriptionBody { id: s.id.clone(), status: s.status.as_str().to_owned() }),
+        period: Bounds { start: period.start, end: period.end },
+        features,
+        created_at: customer.created_at,
+    }))
+}
+
+/// A question that counts nothing.
+pub(super) fn question(customer_id: &CustomerId, feature_id: &FeatureId) -> Request {
+    Request {
+        customer_id: customer_id.clone(),
+        feature_id: feature_id.clone(),
+        entity_id: None,
+        value: 1,
+        intent: Intent::Check,
+        key: None,
+        properties: None,
+        customer_data: None,
+    }
+}
+
+pub(super) fn customer_id(id: String) -> Result<CustomerId, ApiError> {
+    CustomerId::try_from(id).map_err(|wanted| ApiError::invalid("customer_id", wanted))
+}
+
+fn changes(body: &[u8]) -> Result<Changes, ApiError> {
+    let mut fields = Fields::parse(if body.is_empty() { b"{}" } else { body })?;
+    let has_email = fields.has("email");
+    let has_name = fields.has("name");
+    let changes = Changes {
+        email: has_email.then_some(fields.email("email")?),
+        name: has_name.then_some(fields.person_name("name")?),
+        stripe_customer_id: fields.string("stripe_customer_id")?,
+    };
+    if let Some(stripe_id) = &changes.stripe_customer_id {
+        let form = printable_ascii(stripe_id, 255).is_ok()
+            && stripe_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !form || !stripe_id.starts_with("cus_") {
+            return Err(ApiError::invalid("stripe_customer_id", "must be a Stripe customer's id such as \"cus_…\""));
+        }
+    }
+    fields.finish()?;
+    Ok(changes)
+}
+
+fn link_refused(error: LinkError) -> ApiError {
+    match error {
+        LinkError::Store(error) => error.into(),
+        LinkError::UnknownCustomer => unknown_customer(),
+        LinkError::Taken | LinkError::Elsewhere => {
+            ApiError::new(StatusCode::CONFLICT, "stripe_customer_taken", error.to_string())
+                .param("stripe_customer_id")
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `POST /webhooks/stripe`: verify, store, acknowledge. Applying is the inbox's job.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+
+use super::Daemon;
+use super::body::Body;
+use super::error::ApiError;
+use crate::stripe::{event, signature};
+
+pub async fn stripe(
+    State(daemon): State<Daemon>,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    let app = &daemon.app;
+    let secrets = &app.credentials.webhook_secrets;
+    if secrets.is_empty() {
+        let message = "no STRIPE_WEBHOOK_SECRET is configured";
+        return Err(ApiError::unavailable("not_configured", message));
+    }
+    let header = headers.get("stripe-signature").and_then(|value| value.to_str().ok());
+    signature::verify(header, &body, secrets, app.clock.now()).map_err(|error| {
+        refused("signature");
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_signature", error.to_string()).param("Stripe-Signature")
+    })?;
+    let event = event::parse(&body).map_err(|error| {
+        refused("body");
+        ApiError::malformed(error.to_string())
+    })?;
+    let ours = app.stripe.as_ref().and_then(crate::stripe::Stripe::live_mode);
+    if let (Some(ours), Some(theirs)) = (ours, event.livemode)
+        && ours != theirs
+    {
+        refused("mode");
+        let message = "this event is of the other mode (test or live) than STRIPE_SECRET_KEY";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "wrong_mode", message).param("livemode"));
+    }
+    let text = std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
+    let named = event.client_reference_id.as_deref().or(event.tollgate_customer_id.as_deref());
+    let mut tx = app.store.begin().await?;
+    let new = tx
+        .insert_event(&event.id, &event.event_type, event.stripe_customer_id.as_deref(), named, text)
+        .await?;
+    tx.commit().await?;
+    metrics::counter!("tollgate_webhooks_received_total", "new" => if new { "true" } else { "false" }).increment(1);
+    if new {
+        app.nudges.inbox.notify_one();
+    }
+    Ok(Json(json!({"received": true})))
+}
+
+fn refused(why: &'static str) {
+    metrics::counter!("tollgate_webhooks_refused_total", "why" => why).increment(1);
+}

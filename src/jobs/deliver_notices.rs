@@ -1,0 +1,255 @@
+//! Sends the mails that are due, after asking whether they are still true.
+//!
+//! `sending` is committed before the mail server is spoken to. If its answer is lost, nobody can
+//! know whether the mail went out: it is not sent again, and support decides. So a mail goes out
+//! at most once, and exactly once unless the server's answer was lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Progress;
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::domain::answer::offer;
+use crate::domain::customer::Customer;
+use crate::domain::link::Purpose;
+use crate::domain::notice::{NoticeKind, NoticeMail, NoticeState, UpgradeFacts, UpgradeOffer, UsageFacts, overtaken_by};
+use crate::domain::plan::{Catalog, Enforcement, Feature};
+use crate::domain::usage::pace;
+use crate::mail::{Delivery, Mailer, OutgoingMail};
+use crate::store::StoreError;
+use crate::store::notices::Notice;
+use crate::store::usage::CounterKey;
+
+/// How many notices one step takes.
+const AT_ONCE: i64 = 100;
+/// After this long in `sending` the process that sent it must be gone: longer than the mail
+/// module lets one attempt last.
+const SENDING_FOR: Duration = Duration::from_secs(30 * 60);
+/// This many mails in a row that cannot be sent now mean that the server is at fault, not they.
+const GIVE_UP_AFTER: u32 = 3;
+
+pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
+    let Some(mailer) = &app.mailer else {
+        return Ok(Progress { note: Some("no SMTP_URL is configured".to_owned()), ..Progress::default() });
+    };
+    settle_abandoned(app).await?;
+    let due = app.store.due_notices(app.clock.now(), AT_ONCE).await?;
+    let taken = due.len();
+    let (mut sent, mut later_in_a_row) = (0, 0);
+    for notice in due {
+        match deliver(app, mailer, &notice).await? {
+            Outcome::Sent => (sent, later_in_a_row) = (sent + 1, 0),
+            Outcome::Settled => later_in_a_row = 0,
+            Outcome::Later => later_in_a_row += 1,
+        }
+        if later_in_a_row == GIVE_UP_AFTER {
+            let note = Some("the mail server takes nothing now".to_owned());
+            return Ok(Progress { done: sent, more: false, note });
+        }
+    }
+    let more = later_in_a_row == 0 && i64::try_from(taken).is_ok_and(|taken| taken >= AT_ONCE);
+    Ok(Progress { done: sent, more, note: None })
+}
+
+async fn settle_abandoned(app: &App) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    let before = tx.now.minus(SENDING_FOR);
+    let abandoned = tx.give_up_sending(before, "the process that sent it died before the answer").await?;
+    tx.commit().await?;
+    if abandoned > 0 {
+        tracing::error!(notices = abandoned, "whether these mails went out is unknown: support decides");
+    }
+    Ok(())
+}
+
+enum Outcome {
+    Sent,
+    /// Dropped, refused or in doubt.
+    Settled,
+    Later,
+}
+
+async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<Outcome> {
+    let customer = app.store.customer(&notice.customer_id).await?;
+    let (_, active) = app.plans.active();
+    if let Some(why) = overtaken(app, notice, customer.as_ref(), &active).await? {
+        return settle(app, notice, NoticeState::Due, NoticeState::Dropped, Some(&why)).await;
+    }
+    let catalog = app.plans.version(notice.plan_version, &app.store).await?;
+    let customer = customer.filter(|c| c.profile.email.is_some());
+    let Some((customer, mail)) = customer.and_then(|c| word(app, notice, &c, &catalog).map(|m| (c, m))) else {
+        let why = "the customer has no e-mail address, or its plan is gone";
+        return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(why)).await;
+    };
+    let rendered = app.templates.render(&mail)?;
+    let mut tx = app.store.begin().await?;
+    let ours = tx.move_notice(&notice.notice_id, NoticeState::Due, NoticeState::Sending, None).await?;
+    let date = tx.now;
+    tx.commit().await?;
+    if !ours {
+        return Ok(Outcome::Settled);
+    }
+    let delivery = mailer
+        .send(&OutgoingMail {
+            message_id: notice.notice_id.clone(),
+            to_address: customer.profile.email.unwrap_or_default(),
+            to_name: customer.profile.name,
+            date,
+            rendered,
+        })
+        .await;
+    conclude(app, notice, delivery).await
+}
+
+async fn conclude(app: &App, notice: &Notice, delivery: Delivery) -> anyhow::Result<Outcome> {
+    let sending = NoticeState::Sending;
+    metrics::counter!("tollgate_mails_total", "outcome" => match &delivery {
+        Delivery::Accepted => "sent",
+        Delivery::TryLater { .. } => "later",
+        Delivery::Refused { .. } => "refused",
+        Delivery::Unknown { .. } => "unknown",
+    })
+    .increment(1);
+    match delivery {
+        Delivery::Accepted => {
+            settle(app, notice, sending, NoticeState::Sent, None).await?;
+            Ok(Outcome::Sent)
+        }
+        Delivery::Refused { reason } => settle(app, notice, sending, NoticeState::Failed, Some(&reason)).await,
+        Delivery::Unknown { reason } => settle(app, notice, sending, NoticeState::Unknown, Some(&reason)).await,
+        Delivery::TryLater { reason } => {
+            let mut tx = app.store.begin().await?;
+            let due_at = tx.now.plus(retry_wait(notice.attempts));
+            tx.postpone_notice(&notice.notice_id, due_at, &reason).await?;
+            tx.commit().await?;
+            Ok(Outcome::Later)
+        }
+    }
+}
+
+async fn settle(
+    app: &App,
+    notice: &Notice,
+    from: NoticeState,
+    to: NoticeState,
+    why: Option<&str>,
+) -> anyhow::Result<Outcome> {
+    let mut tx = app.store.begin().await?;
+    tx.move_notice(&notice.notice_id, from, to, why).await?;
+    tx.commit().await?;
+    tracing::info!(
+        notice_id = notice.notice_id, customer_id = %notice.customer_id, kind = notice.kind.as_str(),
+        state = to.as_str(), why, "a notice is settled"
+    );
+    Ok(Outcome::Settled)
+}
+
+/// The first retry comes at the next tick, then after minutes that double up to an hour.
+fn retry_wait(attempts: i64) -> Duration {
+    match u32::try_from(attempts) {
+        Ok(0) | Err(_) => Duration::ZERO,
+        Ok(n) => Duration::from_secs(60 * 2_u64.pow(n.min(6))).min(Duration::from_secs(3600)),
+    }
+}
+
+/// Why the notice is no longer true, if it is not.
+async fn overtaken(
+    app: &App,
+    notice: &Notice,
+    customer: Option<&Customer>,
+    catalog: &Catalog,
+) -> Result<Option<String>, StoreError> {
+    let Some(customer) = customer else { return Ok(Some("the customer is gone".to_owned())) };
+    let counter = app
+        .store
+        .counter(&CounterKey {
+            customer_id: notice.customer_id.clone(),
+            feature_id: notice.feature_id.clone(),
+            series: notice.series,
+            period_start: notice.period.start,
+        })
+        .await?;
+    let plan = customer.tier.plan(catalog);
+    let cap = plan.and_then(|plan| plan.limits.get(&notice.feature_id)).and_then(|limit| match limit.enforcement {
+        Enforcement::Hard { granted } => Some(granted),
+        Enforcement::Soft { .. } | Enforcement::Unlimited => None,
+    });
+    Ok(overtaken_by(
+        notice.kind,
+        notice.entitlement_version == customer.tier.entitlement_version
+            && notice.series == customer.tier.cycle.series,
+        app.clock.now() >= notice.period.end,
+        cap.is_some_and(|cap| counter.usage >= cap),
+    )
+    .map(str::to_owned))
+}
+
+/// Words a notice from its facts and the plans it arose under.
+fn word(app: &App, notice: &Notice, customer: &Customer, catalog: &Arc<Catalog>) -> Option<NoticeMail> {
+    let feature = catalog.features.get(&notice.feature_id)?;
+    Some(match notice.kind {
+        NoticeKind::UsageNudge => NoticeMail::UsageNudge(usage_facts(app, notice, customer, catalog, feature)?),
+        NoticeKind::CapReached => NoticeMail::CapReached(usage_facts(app, notice, customer, catalog, feature)?),
+        NoticeKind::PlanUpgraded => NoticeMail::PlanUpgraded(upgrade_facts(app, notice, customer, catalog, feature)?),
+    })
+}
+
+fn usage_facts(
+    app: &App,
+    notice: &Notice,
+    customer: &Customer,
+    catalog: &Catalog,
+    feature: &Feature,
+) -> Option<UsageFacts> {
+    let plan = catalog.plan(notice.plan_id.as_ref()?.as_str())?;
+    let granted = match plan.limits.get(&feature.id)?.enforcement {
+        Enforcement::Hard { granted } | Enforcement::Soft { granted } => granted,
+        Enforcement::Unlimited => return None,
+    };
+    let next = plan.upgrade_to.as_ref().and_then(|id| catalog.plan(id.as_str()));
+    let link = |purpose| Some(app.links.url(purpose, &customer.id, notice.period.end));
+    let pace = pace(notice.usage_units, notice.period, notice.created_at);
+    Some(UsageFacts {
+        customer_name: customer.profile.name.clone(),
+        feature_name: feature.name.clone(),
+        unit: feature.unit.clone(),
+        plan_name: plan.name.clone(),
+        percent: u8::try_from(notice.percent).ok()?,
+        usage: notice.usage_units,
+        granted,
+        elapsed_days: pace.elapsed_days,
+        period_days: pace.period_days,
+        projected: pace.projected,
+        resets_at: notice.period.end,
+        upgrade: next.map(|next| UpgradeOffer { url: link(Purpose::Upgrade), ..offer(feature, next) }),
+        usage_url: link(Purpose::Usage),
+    })
+}
+
+fn upgrade_facts(
+    app: &App,
+    notice: &Notice,
+    customer: &Customer,
+    catalog: &Catalog,
+    feature: &Feature,
+) -> Option<UpgradeFacts> {
+    let plan = catalog.plan(notice.plan_id.as_ref()?.as_str())?;
+    let from = notice.from_plan_id.as_ref().and_then(|id| catalog.plan(id.as_str()));
+    // Good until the period that runs now ends, like every link in a mail.
+    let now: Timestamp = app.clock.now();
+    let period_end = customer.tier.cycle.period_at(now).end;
+    Some(UpgradeFacts {
+        customer_name: customer.profile.name.clone(),
+        feature_name: feature.name.clone(),
+        unit: feature.unit.clone(),
+        from_plan_name: from.map(|plan| plan.name.clone()),
+        plan_name: plan.name.clone(),
+        granted: match plan.limits.get(&feature.id)?.enforcement {
+            Enforcement::Hard { granted } => Some(granted),
+            Enforcement::Soft { .. } | Enforcement::Unlimited => None,
+        },
+        unlocks: plan.unlocks.clone(),
+        usage_url: Some(app.links.url(Purpose::Usage, &customer.id, period_end)),
+    })
+}

@@ -1,0 +1,122 @@
+//! What the daemon does on its own, by the clock.
+//!
+//! A job takes no input: it looks for what is due and does it, so that a lost nudge, a restart and
+//! another replica all come to the same. Each has a `step` that tests drive and the loop below
+//! merely calls.
+
+mod deliver_notices;
+mod driver;
+mod process_inbox;
+mod reconcile;
+mod reload_plans;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::app::App;
+use crate::gate::windows;
+use crate::sync::usage;
+
+pub use driver::{JobStatus, Jobs};
+
+/// The jobs, in the order in which one round of all of them makes sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Job {
+    ReloadPlans,
+    ProcessInbox,
+    CloseWindows,
+    PushMeterEvents,
+    DeliverNotices,
+    Reconcile,
+}
+
+/// What a step did, in one line for people; `more` if it stopped before it was through.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    pub done: usize,
+    pub more: bool,
+    pub note: Option<String>,
+}
+
+/// When a job runs.
+enum Schedule {
+    /// A cron expression from the plans file.
+    Cron(String),
+    Every(Duration),
+}
+
+impl Job {
+    pub const ALL: [Self; 6] = [
+        Self::ReloadPlans,
+        Self::ProcessInbox,
+        Self::CloseWindows,
+        Self::PushMeterEvents,
+        Self::DeliverNotices,
+        Self::Reconcile,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReloadPlans => "reload_plans",
+            Self::ProcessInbox => "process_inbox",
+            Self::CloseWindows => "close_windows",
+            Self::PushMeterEvents => "push_meter_events",
+            Self::DeliverNotices => "deliver_notices",
+            Self::Reconcile => "reconcile",
+        }
+    }
+
+    /// Runs the job once. Repeating it when nothing is due does nothing.
+    pub async fn step(self, app: &App) -> anyhow::Result<Progress> {
+        match self {
+            Self::ReloadPlans => reload_plans::step(app).await,
+            Self::ProcessInbox => process_inbox::step(app).await,
+            Self::CloseWindows => close_windows(app).await,
+            Self::PushMeterEvents => push_meter_events(app).await,
+            Self::DeliverNotices => deliver_notices::step(app).await,
+            Self::Reconcile => reconcile::step(app).await,
+        }
+    }
+
+    fn schedule(self, app: &App) -> Schedule {
+        let (_, catalog) = app.plans.active();
+        match self {
+            // The webhook's nudge is what usually wakes it.
+            Self::ProcessInbox => Schedule::Every(Duration::from_secs(5)),
+            Self::ReloadPlans => Schedule::Every(Duration::from_secs(5)),
+            Self::CloseWindows | Self::PushMeterEvents => {
+                Schedule::Cron(catalog.schedule.meter_events.clone())
+            }
+            Self::DeliverNotices => Schedule::Cron(catalog.schedule.notices.clone()),
+            Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
+        }
+    }
+
+    /// Whether every replica has to run it for itself.
+    fn is_per_replica(self) -> bool {
+        self == Self::ReloadPlans
+    }
+}
+
+async fn close_windows(app: &App) -> anyhow::Result<Progress> {
+    let done = windows::close_due(app).await?;
+    if done > 0 {
+        app.nudges.meter_events.notify_one();
+    }
+    let more = i64::try_from(done).is_ok_and(|done| done >= windows::AT_ONCE);
+    Ok(Progress { done, more, note: None })
+}
+
+async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
+    if app.stripe.is_none() {
+        return Ok(Progress { note: Some("no Stripe key is configured".to_owned()), ..Progress::default() });
+    }
+    let sent = usage::send_due(app).await?;
+    let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
+    let note = match (sent.paused, sent.parked) {
+        (true, _) => Some("paused: Stripe refuses our key".to_owned()),
+        (false, 0) => None,
+        (false, parked) => Some(format!("{parked} parked")),
+    };
+    Ok(Progress { done: sent.delivered, more, note })
+}

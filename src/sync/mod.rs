@@ -1,0 +1,290 @@
+//! Sync: make a customer's local tier equal to what Stripe says.
+//!
+//! Whatever calls for it (a webhook, support, the reconcile tick), the same thing happens: the
+//! subscriptions are fetched anew, the pure rule of `domain::tier` says what follows, and one
+//! transaction writes it, together with the notice of an upgrade. A lease keeps two workers off
+//! one customer, and the row's revision refuses a write that was decided on an older state.
+
+pub mod link;
+pub mod usage;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::domain::customer::{Customer, Tier};
+use crate::domain::decision::Standing;
+use crate::domain::ids::CustomerId;
+use crate::domain::notice::{NoticeKind, NoticeState};
+use crate::domain::plan::{Catalog, Plan};
+use crate::domain::subscription::Subscription;
+use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
+use crate::store::notices::Notice;
+use crate::store::{StoreError, Tx};
+use crate::stripe::StripeError;
+
+/// How long a worker may hold a customer: longer than the slowest fetch from Stripe takes.
+const LEASE: Duration = Duration::from_secs(120);
+/// How often a sync starts over because the row changed under it.
+const ATTEMPTS: u32 = 3;
+
+/// Whether to write what was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Apply,
+    DryRun,
+}
+
+/// What a sync found, in the contract's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SyncReport {
+    pub customer_id: CustomerId,
+    pub dry_run: bool,
+    pub changed: bool,
+    pub differences: Vec<Difference>,
+}
+
+/// One thing that was not as Stripe says, and what is done about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    pub what: &'static str,
+    pub local: Option<String>,
+    pub stripe: Option<String>,
+    pub action: &'static str,
+}
+
+/// Why a customer could not be synced.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error("there is no such customer")]
+    UnknownCustomer,
+    #[error("no Stripe key is configured")]
+    NotConfigured,
+    #[error("another worker is syncing this customer")]
+    Busy,
+    /// Stripe's state calls for no tier; the old one is kept.
+    #[error(transparent)]
+    NoTier(#[from] NoTier),
+    #[error("Stripe did not answer as hoped: {0}")]
+    Stripe(#[from] StripeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SyncError {
+    /// Whether the same sync may succeed later without anyone doing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Busy | Self::Store(_) => true,
+            Self::Stripe(error) => error.is_transient(),
+            Self::UnknownCustomer | Self::NotConfigured | Self::NoTier(_) => false,
+        }
+    }
+}
+
+/// Makes the customer's tier and period equal to Stripe's, and puts back what is parked for it.
+pub async fn sync_customer(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+    let lease = format!("customer:{id}");
+    // Two syncs within one process exclude each other too, so each has a name of its own.
+    let holder = app.entropy.id("sync", app.clock.now());
+    if !app.store.take_lease(&lease, &holder, app.clock.now(), LEASE).await? {
+        return Err(SyncError::Busy);
+    }
+    let synced = sync_under_lease(app, id, mode).await;
+    app.store.release_lease(&lease, &holder).await?;
+    synced
+}
+
+async fn sync_under_lease(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+    let mut report = retry_conflicts(app, id, mode).await?;
+    let waiting = usage::send_all_of(app, id, mode).await?;
+    if waiting > 0 {
+        report.changed = mode == Mode::Apply;
+        report.differences.push(Difference {
+            what: "usage",
+            local: Some(format!("{waiting} units waiting")),
+            stripe: None,
+            action: "sent",
+        });
+    }
+    Ok(report)
+}
+
+async fn retry_conflicts(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+    for _ in 1..ATTEMPTS {
+        match fetch_and_apply(app, id, mode).await {
+            Err(SyncError::Store(StoreError::Conflict { .. })) => {}
+            done => return done,
+        }
+    }
+    fetch_and_apply(app, id, mode).await
+}
+
+async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+    let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
+    let stripe_state = fetch(app, &before).await?;
+    let (plan_version, catalog) = app.plans.active();
+    let mut tx = app.store.begin().await?;
+    let customer = tx.lock_customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
+    if customer.revision != before.revision {
+        return Err(StoreError::Conflict { what: "the customer" }.into());
+    }
+    let after = Customer {
+        tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
+        profile: stripe_state.fill(customer.profile.clone()),
+        ..customer.clone()
+    };
+    let mut differences = differences(&catalog, &customer, &after);
+    differences.extend(put_back_parked(&mut tx, &after, mode).await?);
+    let report = SyncReport {
+        customer_id: id.clone(),
+        dry_run: mode == Mode::DryRun,
+        changed: mode == Mode::Apply && !differences.is_empty(),
+        differences,
+    };
+    if mode == Mode::Apply && after != customer {
+        tx.update_customer(&after).await?;
+        if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
+            let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
+            if let Some(notice) = notice {
+                tx.insert_notice(&notice).await?;
+            }
+        }
+        tracing::info!(
+            customer_id = %id,
+            plan = after.tier.plan(&catalog).map(|plan| plan.id.as_str()),
+            changes = report.differences.len(),
+            "the tier was made equal to Stripe's"
+        );
+    }
+    tx.commit().await?;
+    Ok(report)
+}
+
+/// What Stripe says about a customer.
+struct StripeState {
+    subscriptions: Vec<Subscription>,
+    email: Option<String>,
+    name: Option<String>,
+}
+
+impl StripeState {
+    /// What the product has not said about its customer is taken from Stripe.
+    fn fill(&self, mut profile: crate::domain::customer::Profile) -> crate::domain::customer::Profile {
+        profile.email = profile.email.or_else(|| self.email.clone());
+        profile.name = profile.name.or_else(|| self.name.clone());
+        profile
+    }
+}
+
+/// A customer without a Stripe customer, or with a deleted one, has no subscriptions.
+async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError> {
+    let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
+    let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
+    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
+    match stripe.customer(stripe_id).await? {
+        Some(found) if !found.deleted => {
+            let subscriptions = stripe.subscriptions_of(stripe_id).await?;
+            Ok(StripeState { subscriptions, email: found.email, name: found.name })
+        }
+        _ => Ok(none),
+    }
+}
+
+/// What changes from one state of a customer to the next, for people to read.
+fn differences(catalog: &Catalog, before: &Customer, after: &Customer) -> Vec<Difference> {
+    let plan = |tier: &Tier| tier.plan(catalog).map(|plan| plan.id.to_string());
+    let subscription = |tier: &Tier| tier.subscription.as_ref().map(|s| s.id.clone());
+    let status = |tier: &Tier| tier.subscription.as_ref().map(|s| s.status.as_str().to_owned());
+    let standing = |tier: &Tier| Some(standing_words(tier.standing));
+    let period = |tier: &Tier| tier.cycle.stripe.map(|p| format!("{} to {}", p.start, p.end));
+    let rows: [(&'static str, &dyn Fn(&Tier) -> Option<String>); 5] = [
+        ("plan", &plan),
+        ("subscription", &subscription),
+        ("status", &status),
+        ("standing", &standing),
+        ("period", &period),
+    ];
+    rows.into_iter()
+        .filter_map(|(what, of)| {
+            let (local, stripe) = (of(&before.tier), of(&after.tier));
+            (local != stripe).then_some(Difference { what, local, stripe, action: "set" })
+        })
+        .chain((before.profile != after.profile).then_some(Difference {
+            what: "profile",
+            local: None,
+            stripe: None,
+            action: "filled in",
+        }))
+        .collect()
+}
+
+fn standing_words(standing: Standing) -> String {
+    match standing {
+        Standing::Good => "good".to_owned(),
+        Standing::Grace { ends_at } => format!("past due, kept until {ends_at}"),
+        Standing::PastDue => "past due".to_owned(),
+        Standing::Paused => "paused".to_owned(),
+    }
+}
+
+/// Makes what is parked for this customer pending again, or only counts it.
+async fn put_back_parked(tx: &mut Tx, customer: &Customer, mode: Mode) -> Result<Vec<Difference>, StoreError> {
+    let stripe_id = customer.stripe_customer_id.as_deref();
+    let in_doubt_before = tx.now.minus(usage::IN_DOUBT_AFTER);
+    let (events, usage) = match mode {
+        Mode::DryRun => (
+            tx.parked_events(&customer.id, stripe_id).await?,
+            tx.parked_meter_events(&customer.id, in_doubt_before).await?,
+        ),
+        Mode::Apply => (
+            i64::try_from(tx.unpark_events(&customer.id, stripe_id).await?).unwrap_or(i64::MAX),
+            i64::try_from(tx.unpark_meter_events(&customer.id, in_doubt_before).await?).unwrap_or(i64::MAX),
+        ),
+    };
+    Ok([("parked webhooks", events), ("parked meter events", usage)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| Difference { what, local: Some(count.to_string()), stripe: None, action: "put back" })
+        .collect())
+}
+
+/// The mail that tells of an upgrade, about the first feature whose limit it changes.
+fn upgrade_notice(
+    app: &App,
+    catalog: &Catalog,
+    plan_version: i64,
+    customer: &Customer,
+    from: &Plan,
+    to: &Plan,
+    now: Timestamp,
+) -> Option<Notice> {
+    let feature_id = to
+        .limits
+        .iter()
+        .find(|(feature, limit)| from.limits.get(*feature) != Some(limit))
+        .or_else(|| to.limits.iter().next())
+        .map(|(feature, _)| feature.clone())?;
+    Some(Notice {
+        notice_id: app.entropy.id("ntc", now),
+        customer_id: customer.id.clone(),
+        feature_id,
+        series: customer.tier.cycle.series,
+        period: customer.tier.cycle.period_at(now),
+        kind: NoticeKind::PlanUpgraded,
+        percent: 0,
+        entitlement_version: customer.tier.entitlement_version,
+        state: NoticeState::Due,
+        usage_units: 0,
+        plan_id: Some(to.id.clone()),
+        from_plan_id: Some(from.id.clone()),
+        plan_version,
+        created_at: now,
+        due_at: now.plus(catalog.policy.post_upgrade_delay),
+        state_since: now,
+        attempts: 0,
+        detail: None,
+    })
+}

@@ -1,0 +1,175 @@
+//! Usage on its way to Stripe: sending what is in the outbox, and judging the answers.
+
+use std::time::Duration;
+
+use super::Mode;
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::domain::ids::CustomerId;
+use crate::gate::windows;
+use crate::store::StoreError;
+use crate::store::outbox::{MeterEvent as Row, SendOutcome};
+use crate::stripe::{MeterEvent, MeterOutcome, Stripe};
+
+/// Stripe promises to know an identifier again for at least this long, so within it a resend is
+/// safe. After it, only Stripe's own sums can tell whether the first send was counted.
+/// Source: Stripe's documentation of meter events, `identifier`.
+pub const IN_DOUBT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many meter events one call sends; the caller asks again while it is told of this many.
+pub const AT_ONCE: i64 = 200;
+
+/// Closes and sends all of a customer's usage that is due, whatever its next attempt was to be.
+/// Answers the units that were waiting; [`Mode::DryRun`] only counts them.
+pub async fn send_all_of(app: &App, id: &CustomerId, mode: Mode) -> Result<i64, StoreError> {
+    if mode == Mode::Apply {
+        windows::close_due_of(app, id).await?;
+    }
+    let rows = app.store.list_meter_events(Some(id.as_str()), Some("pending"), AT_ONCE).await?;
+    let mut waiting: i64 = rows.iter().map(|row| row.units).sum();
+    match (&app.stripe, mode) {
+        (Some(stripe), Mode::Apply) => {
+            for row in rows.iter().rev() {
+                send(app, stripe, row).await?;
+            }
+        }
+        (_, Mode::DryRun) => waiting += app.store.units_to_close(id, app.clock.now()).await?,
+        (None, Mode::Apply) => {}
+    }
+    Ok(waiting)
+}
+
+/// What came of a round of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    pub tried: usize,
+    pub delivered: usize,
+    pub parked: usize,
+    /// Stripe refuses our key or our pace: the rest waits.
+    pub paused: bool,
+}
+
+/// Sends meter events whose time has come. A customer's refusal parks its own event only.
+pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
+    let mut sent = Sent::default();
+    let Some(stripe) = &app.stripe else { return Ok(sent) };
+    for row in app.store.pending_meter_events(app.clock.now(), AT_ONCE).await? {
+        match send(app, stripe, &row).await? {
+            Step::Settled(SendOutcome::Delivered { .. }) => sent.delivered += 1,
+            Step::Settled(SendOutcome::Parked { .. }) => sent.parked += 1,
+            Step::Settled(SendOutcome::TryAgain { .. }) => {}
+            Step::Paused => {
+                sent.paused = true;
+                break;
+            }
+            Step::Gone => continue,
+        }
+        sent.tried += 1;
+    }
+    metrics::counter!("tollgate_meter_events_delivered_total").increment(sent.delivered as u64);
+    metrics::counter!("tollgate_meter_events_parked_total").increment(sent.parked as u64);
+    Ok(sent)
+}
+
+enum Step {
+    Settled(SendOutcome),
+    /// Not this event's fault: it waits as it is.
+    Paused,
+    /// Someone else settled it meanwhile.
+    Gone,
+}
+
+async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError> {
+    let now = app.clock.now();
+    if in_doubt(row, now) {
+        let reason = "its first send is over 24 h old: compare sums before sending again".to_owned();
+        return settle(app, row, SendOutcome::Parked { reason }).await;
+    }
+    let mut tx = app.store.begin().await?;
+    let ours = tx.begin_send(&row.identifier).await?;
+    tx.commit().await?;
+    if !ours {
+        return Ok(Step::Gone);
+    }
+    let answer = stripe
+        .send_meter_event(&MeterEvent {
+            identifier: row.identifier.clone(),
+            idempotency_key: row.idempotency_key.clone(),
+            event_name: row.event_name.clone(),
+            stripe_customer_id: row.stripe_customer_id.clone(),
+            value: row.units,
+            timestamp: row.timestamp,
+        })
+        .await;
+    let wait = app.entropy.jitter(backoff(row.attempts));
+    match judge(answer, now, wait) {
+        Judged::Settle(outcome) => settle(app, row, outcome).await,
+        Judged::Pause { reason } => {
+            tracing::error!(reason, "Stripe refuses our key; reporting usage is paused, the gate goes on");
+            Ok(Step::Paused)
+        }
+    }
+}
+
+async fn settle(app: &App, row: &Row, outcome: SendOutcome) -> Result<Step, StoreError> {
+    let mut tx = app.store.begin().await?;
+    tx.settle_meter_event(&row.identifier, &outcome).await?;
+    tx.commit().await?;
+    if let SendOutcome::Parked { reason } = &outcome {
+        tracing::error!(
+            customer_id = row.customer_id, identifier = row.identifier, units = row.units, reason,
+            "a meter event is parked: its usage is not billed until someone acts"
+        );
+    }
+    Ok(Step::Settled(outcome))
+}
+
+fn in_doubt(row: &Row, now: Timestamp) -> bool {
+    row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
+}
+
+/// Seconds that double with each attempt, up to an hour. The first retry is soon, because most
+/// failures are a dropped connection.
+fn backoff(attempts: i64) -> Duration {
+    let doublings = u32::try_from(attempts.clamp(0, 12)).unwrap_or(12);
+    Duration::from_secs(2_u64.pow(doublings)).min(Duration::from_secs(3600))
+}
+
+enum Judged {
+    Settle(SendOutcome),
+    Pause { reason: String },
+}
+
+/// What Stripe's answer means for the row.
+fn judge(answer: MeterOutcome, now: Timestamp, wait: Duration) -> Judged {
+    let again = |wait: Duration, reason: String| SendOutcome::TryAgain { at: now.plus(wait), reason };
+    Judged::Settle(match answer {
+        MeterOutcome::Delivered => SendOutcome::Delivered { detail: None },
+        MeterOutcome::AlreadyDelivered => {
+            SendOutcome::Delivered { detail: Some("Stripe had it already".to_owned()) }
+        }
+        MeterOutcome::Retry { reason } => again(wait, reason),
+        MeterOutcome::RateLimited { retry_after } => {
+            again(retry_after.unwrap_or_default().max(wait), "Stripe asks for a slower pace".to_owned())
+        }
+        MeterOutcome::TooOld => {
+            SendOutcome::Parked { reason: "Stripe takes no usage older than 35 days".to_owned() }
+        }
+        MeterOutcome::Refused { code, message } => {
+            let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
+            SendOutcome::Parked { reason: format!("Stripe refused it{code}: {message}") }
+        }
+        MeterOutcome::PauseReporter { reason } => return Judged::Pause { reason },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_an_hour() {
+        assert_eq!(backoff(0), Duration::from_secs(1));
+        assert_eq!(backoff(3), Duration::from_secs(8));
+        assert_eq!(backoff(40), Duration::from_secs(3600));
+    }
+}
