@@ -28,7 +28,7 @@ pub struct App {
     /// `None` without a `STRIPE_SECRET_KEY`: the gate works, nothing is reported or synced.
     pub stripe: Option<Stripe>,
     /// `None` without an `SMTP_URL`: notices wait.
-    pub mailer: Option<Mailer>,
+    pub mailer: Option<Arc<Mailer>>,
     pub templates: Arc<Templates>,
     pub links: Links,
     pub credentials: Arc<Credentials>,

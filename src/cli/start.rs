@@ -127,7 +127,7 @@ pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Ru
         plans: Plans::new(version, catalog),
         plans_file: Arc::new(PlansFile::new(config.plans_path.clone(), source)),
         stripe,
-        mailer,
+        mailer: mailer.map(Arc::new),
         templates: Arc::new(templates),
         links,
         credentials: Arc::new(Credentials {

@@ -10,7 +10,6 @@ mod process_inbox;
 mod reconcile;
 mod reload_plans;
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use crate::app::App;

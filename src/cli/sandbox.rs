@@ -1,0 +1,3 @@
+#[derive(clap::Args)]
+pub struct Options {}
+pub async fn run(_: Options) -> Result<(), super::start::StartError> { Ok(()) }
