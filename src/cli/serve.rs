@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::log_to_stderr;
-use super::start::{StartError, start};
+use super::start::{Drive, StartError, start};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entropy::Entropy;
@@ -13,7 +13,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     for part in config.idle_parts() {
         tracing::warn!("{part}");
     }
-    let running = start(&config, Clock::system(), Entropy::system()).await?;
+    let running = start(&config, Clock::system(), Entropy::system(), Drive::Loops).await?;
     told_to_stop().await?;
     tracing::info!("stopping");
     Ok(running.stop().await?)

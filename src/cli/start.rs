@@ -89,6 +89,15 @@ pub fn load_templates(config: &Config) -> Result<Templates, StartError> {
         .map_err(|error| StartError::Config(format!("TOLLGATE_TEMPLATES: {error}")))
 }
 
+/// Who runs the jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// Their own loops, by the clock.
+    Loops,
+    /// Whoever embeds the daemon, step by step.
+    Steps,
+}
+
 /// A daemon that is up. Dropping it without [`Running::stop`] is like pulling the plug.
 pub struct Running {
     pub app: App,
@@ -103,7 +112,12 @@ pub struct Running {
 }
 
 /// Opens, migrates, reads, connects, listens.
-pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Running, StartError> {
+pub async fn start(
+    config: &Config,
+    clock: Clock,
+    entropy: Entropy,
+    drive: Drive,
+) -> Result<Running, StartError> {
     let (source, catalog) = read_plans(config)?;
     let templates = load_templates(config)?;
     let mailer = connect_mailer(config)?;
@@ -143,14 +157,24 @@ pub async fn start(config: &Config, clock: Clock, entropy: Entropy) -> Result<Ru
         .await
         .map_err(|error| StartError::Config(format!("TOLLGATE_PLANS: {error}")))?;
     tracing::info!(%address, plans = active_version, "listening");
-    Ok(run(app, config, listener, address, lock))
+    let jobs = match drive {
+        Drive::Loops => Jobs::start(&app),
+        Drive::Steps => Jobs::default(),
+    };
+    Ok(run(app, jobs, config, listener, lock)?)
 }
 
-fn run(app: App, config: &Config, listener: TcpListener, address: SocketAddr, lock: ServeLock) -> Running {
+fn run(
+    app: App,
+    jobs: Jobs,
+    config: &Config,
+    listener: TcpListener,
+    lock: ServeLock,
+) -> std::io::Result<Running> {
+    let address = listener.local_addr()?;
     let stop = CancellationToken::new();
     let metrics = recorder();
     let (gate, writer) = Gate::start(app.clone());
-    let jobs = Jobs::start(&app);
     let daemon = Daemon {
         keys: Arc::new(KeyRing::new(app.credentials.api_key.as_ref(), config.rate_limit)),
         app: app.clone(),
@@ -169,7 +193,7 @@ fn run(app: App, config: &Config, listener: TcpListener, address: SocketAddr, lo
             metrics.run_upkeep();
         }
     });
-    Running { app, address, jobs, stop, server, writer, upkeep, lock }
+    Ok(Running { app, address, jobs, stop, server, writer, upkeep, lock })
 }
 
 impl Running {

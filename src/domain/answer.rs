@@ -162,7 +162,7 @@ fn upgrade(
         format!(
             "You used {} in the first {} of this period. At that pace, you'd use {} in a full one. {way_up}",
             units(facts.usage, &feature.unit),
-            units(elapsed_days, "day"),
+            if elapsed_days == 1 { "day".to_owned() } else { format!("{elapsed_days} days") },
             units(projected, &feature.unit),
         )
     };

@@ -45,13 +45,13 @@ impl Jobs {
             let (jobs, app) = (jobs.clone(), app.clone());
             jobs.tasks.clone().spawn(async move { jobs.run(job, &app).await });
         }
-        jobs.tasks.close();
         jobs
     }
 
     /// Lets running steps end and starts no more.
     pub async fn stop(&self) {
         self.stop.cancel();
+        self.tasks.close();
         self.tasks.wait().await;
     }
 

@@ -1,4 +1,9 @@
-//! One test binary: tests that read as stories, over a harness of real servers.
+//! All integration tests, in one binary: one link, one harness. Each test reads as a story.
 
+// First, so that `both_databases!` is known everywhere below.
+#[macro_use]
 mod harness;
+
+mod deploy;
 mod mail;
+mod tidy;

@@ -1,0 +1,378 @@
+//! A whole daemon on real HTTP, with a Stripe simulator, a mail server and a clock that stands
+//! still until it is told to move.
+//!
+//! Jobs are driven by [`World::settle`], which [`World::advance`] and the Stripe helpers call: so a
+//! story's next line finds everything done that was due, and no test waits for a loop.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tollgate::cli::start::{Drive, Running, start};
+use tollgate::clock::{Clock, Timestamp};
+use tollgate::config::Config;
+use tollgate::domain::usage::MAX_QUANTITY;
+use tollgate::entropy::Entropy;
+use tollgate::jobs::Job;
+use tollgate::sim::{SeedPrice, SimConfig, Simulator};
+
+use super::postgres::TestDb;
+use super::smtp_sink::SmtpSink;
+
+pub const API_KEY: &str = "api-key-of-the-tests-0123";
+pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests-0123";
+pub const STRIPE_KEY: &str = "sk_test_of_the_tests";
+pub const WEBHOOK_SECRET: &str = "whsec_of_the_tests";
+/// Where every story begins.
+pub const START: &str = "2026-11-01T09:00:00Z";
+/// Steps of one job that must be enough for any story; more means that it never ends.
+const STEPS: usize = 100;
+
+/// An answer over HTTP.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Reply {
+    /// The error's code and param, as `code` or `code: param`.
+    pub fn error(&self) -> String {
+        let error = &self.body["error"];
+        match error["param"].as_str() {
+            Some(param) => format!("{}: {param}", error["code"].as_str().unwrap_or_default()),
+            None => error["code"].as_str().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The body of a reply that must be a 200.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.body);
+        self.body
+    }
+}
+
+/// The daemon and everything around it.
+pub struct World {
+    pub clock: Clock,
+    pub sim: Simulator,
+    pub mail: SmtpSink,
+    pub config: Config,
+    pub http: reqwest::Client,
+    running: Option<Running>,
+    files: TempDir,
+    database_url: String,
+}
+
+impl World {
+    /// A daemon on this database with the example's plans, at [`START`].
+    pub async fn start(db: &TestDb) -> Self {
+        Self::with_plans(db, include_str!("../../../plans.example.toml")).await
+    }
+
+    /// The same with other plans.
+    pub async fn with_plans(db: &TestDb, plans: &str) -> Self {
+        let clock = Clock::manual(START.parse().expect("START is a time"));
+        let sim = Simulator::start(SimConfig {
+            clock: clock.clone(),
+            entropy: Entropy::seeded(7),
+            api_key: STRIPE_KEY.to_owned(),
+            listen: "127.0.0.1:0".parse().expect("an address"),
+        })
+        .await
+        .expect("the simulator starts");
+        let price = |lookup_key, amount_minor| SeedPrice {
+            lookup_key,
+            amount_minor,
+            currency: "usd",
+            interval: "month",
+        };
+        sim.seed_catalog(
+            &[price("starter_monthly", 2900), price("pro_monthly", 9900), price("team_monthly", 39900)],
+            &["ai_runs"],
+        )
+        .expect("the catalog is seeded");
+        let mail = SmtpSink::start().await;
+        let files = tempfile::tempdir().expect("a folder for the plans file");
+        std::fs::write(files.path().join("plans.toml"), plans).expect("the plans file is written");
+        let config = config(&db.url, &sim, &mail, &files, &[]);
+        let mut world = Self {
+            clock,
+            sim,
+            mail,
+            config,
+            http: reqwest::Client::new(),
+            running: None,
+            files,
+            database_url: db.url.clone(),
+        };
+        world.boot().await;
+        world.sim.add_webhook_endpoint(&world.url("/webhooks/stripe"), WEBHOOK_SECRET);
+        world
+    }
+
+    async fn boot(&mut self) {
+        let running = start(&self.config, self.clock.clone(), Entropy::system(), Drive::Steps).await;
+        let running = running.unwrap_or_else(|error| panic!("the daemon does not start: {error:?}"));
+        // The same address after a restart, because Stripe keeps calling it.
+        self.config.listen = running.address;
+        self.running = Some(running);
+    }
+
+    /// Stops the daemon in good order and starts it again on the same database.
+    pub async fn restart(&mut self) {
+        self.running().stop().await.expect("the daemon stops in good order");
+        self.boot().await;
+    }
+
+    /// Restarts with these environment variables changed.
+    pub async fn restart_with(&mut self, changes: &[(&str, &str)]) {
+        self.running().stop().await.expect("the daemon stops in good order");
+        let listen = self.config.listen;
+        self.config = config(&self.database_url, &self.sim, &self.mail, &self.files, changes);
+        self.config.listen = listen;
+        self.boot().await;
+    }
+
+    fn running(&mut self) -> Running {
+        self.running.take().expect("the daemon runs")
+    }
+
+    pub fn app(&self) -> &tollgate::app::App {
+        &self.running.as_ref().expect("the daemon runs").app
+    }
+
+    /// The path of the plans file, for stories in which it changes.
+    pub fn plans_file(&self) -> std::path::PathBuf {
+        self.files.path().join("plans.toml")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.config.listen)
+    }
+
+    // --- time and jobs --------------------------------------------------------------------------
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Moves the clock and does what is due then.
+    pub async fn advance(&self, by: Duration) {
+        self.clock.advance(by).expect("a manual clock");
+        self.settle().await;
+    }
+
+    /// Moves the clock to a moment and does what is due then.
+    pub async fn advance_to(&self, moment: &str) {
+        let moment: Timestamp = moment.parse().expect("a time");
+        self.advance(moment.since(self.now())).await;
+    }
+
+    /// Delivers webhooks and runs every job until nothing is due at this moment.
+    pub async fn settle(&self) {
+        for _ in 0..3 {
+            self.sim.deliver_pending().await;
+            for job in Job::ALL {
+                self.run_job(job).await;
+            }
+        }
+    }
+
+    /// Runs one job until it has nothing more to do.
+    pub async fn run_job(&self, job: Job) {
+        for _ in 0..STEPS {
+            let progress = job.step(self.app()).await;
+            match progress {
+                Ok(progress) if progress.more => {}
+                Ok(_) => return,
+                Err(error) => panic!("{} fails: {error:#}", job.name()),
+            }
+        }
+        panic!("{} never ends", job.name());
+    }
+
+    // --- the product ----------------------------------------------------------------------------
+
+    /// Calls the API with the product's key.
+    pub async fn call(&self, method: &str, path: &str, body: &Value) -> Reply {
+        self.call_as(API_KEY, method, path, body).await
+    }
+
+    /// Calls the API with any key; no body if it is null.
+    pub async fn call_as(&self, key: &str, method: &str, path: &str, body: &Value) -> Reply {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        self.call_raw(key, method, path, body).await
+    }
+
+    /// Calls the API with any bytes for a body.
+    pub async fn call_raw(&self, key: &str, method: &str, path: &str, body: Vec<u8>) -> Reply {
+        let method: reqwest::Method = method.parse().expect("a method");
+        let request = self.http.request(method, self.url(path)).bearer_auth(key).body(body);
+        reply(request.send().await.expect("the daemon answers")).await
+    }
+
+    /// Creates a customer with an address of its own.
+    pub async fn customer(&self, id: &str) -> Value {
+        let body = json!({"email": format!("{id}@example.com"), "name": format!("{id} Inc")});
+        self.call("PUT", &format!("/v1/customers/{id}"), &body).await.ok()
+    }
+
+    /// Asks without counting.
+    pub async fn check(&self, customer: &str) -> Value {
+        let body = json!({"customer_id": customer, "feature_id": "ai_runs"});
+        self.call("POST", "/v1/check", &body).await.ok()
+    }
+
+    /// Asks and counts one run.
+    pub async fn run(&self, customer: &str) -> Value {
+        let body = json!({"customer_id": customer, "feature_id": "ai_runs", "send_event": true});
+        self.call("POST", "/v1/check", &body).await.ok()
+    }
+
+    /// Runs that must all be allowed, counted in one step.
+    pub async fn runs(&self, customer: &str, count: i64) -> Value {
+        assert!(count <= MAX_QUANTITY);
+        let body = json!({
+            "customer_id": customer, "feature_id": "ai_runs", "send_event": true, "required_balance": count,
+        });
+        let answer = self.call("POST", "/v1/check", &body).await.ok();
+        assert_eq!(answer["allowed"], true, "{answer}");
+        answer
+    }
+
+    pub async fn usage(&self, customer: &str) -> i64 {
+        self.check(customer).await["balance"]["usage"].as_i64().expect("usage is a number")
+    }
+
+    // --- support --------------------------------------------------------------------------------
+
+    /// Calls the admin API.
+    pub async fn admin(&self, method: &str, path: &str) -> Reply {
+        self.call_as(ADMIN_TOKEN, method, &format!("/admin/api/v1{path}"), &Value::Null).await
+    }
+
+    /// The rows of an admin list.
+    pub async fn list(&self, path: &str) -> Vec<Value> {
+        self.admin("GET", path).await.ok()["data"].as_array().expect("a list").clone()
+    }
+
+    // --- Stripe ---------------------------------------------------------------------------------
+
+    /// Calls the simulator as someone with the account's key would.
+    pub async fn stripe(&self, method: &str, path: &str, form: &[(&str, &str)]) -> Value {
+        let method: reqwest::Method = method.parse().expect("a method");
+        let body: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let request = self
+            .http
+            .request(method, format!("{}{path}", self.sim.base_url()))
+            .bearer_auth(STRIPE_KEY)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body.join("&"));
+        let reply = reply(request.send().await.expect("the simulator answers")).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        reply.body
+    }
+
+    pub async fn price(&self, lookup_key: &str) -> String {
+        let found = self.stripe("GET", &format!("/v1/prices?lookup_keys[]={lookup_key}"), &[]).await;
+        found["data"][0]["id"].as_str().expect("the price is seeded").to_owned()
+    }
+
+    /// Creates a Stripe customer and ties the customer to it.
+    pub async fn link(&self, customer: &str) -> String {
+        let email = format!("{customer}@example.com");
+        let stripe = self.stripe("POST", "/v1/customers", &[("email", &email)]).await;
+        let stripe_id = stripe["id"].as_str().expect("an id").to_owned();
+        let body = json!({"stripe_customer_id": stripe_id, "email": email});
+        self.call("PUT", &format!("/v1/customers/{customer}"), &body).await.ok();
+        self.settle().await;
+        stripe_id
+    }
+
+    /// Gives a Stripe customer a subscription and lets the webhooks arrive; answers its id.
+    pub async fn subscribe(&self, stripe_id: &str, lookup_key: &str) -> String {
+        let price = self.price(lookup_key).await;
+        let form = [("customer", stripe_id), ("items[0][price]", price.as_str())];
+        let subscription = self.stripe("POST", "/v1/subscriptions", &form).await;
+        self.settle().await;
+        subscription["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Changes a subscription's price in Stripe, without anything arriving here yet.
+    pub async fn change_price_quietly(&self, subscription_id: &str, lookup_key: &str) {
+        let path = format!("/v1/subscriptions/{subscription_id}");
+        let subscription = self.stripe("GET", &path, &[]).await;
+        let item = subscription["items"]["data"][0]["id"].as_str().expect("an item").to_owned();
+        let price = self.price(lookup_key).await;
+        self.stripe("POST", &path, &[("items[0][id]", &item), ("items[0][price]", &price)]).await;
+    }
+
+    /// The same, and the webhooks arrive.
+    pub async fn change_price(&self, subscription_id: &str, lookup_key: &str) {
+        self.change_price_quietly(subscription_id, lookup_key).await;
+        self.settle().await;
+    }
+
+    /// All units that Stripe has counted for a Stripe customer.
+    pub fn billed(&self, stripe_id: &str) -> String {
+        self.sim.sum_of(stripe_id, "ai_runs").to_string()
+    }
+
+    // --- mail -----------------------------------------------------------------------------------
+
+    /// The subjects of the mails received so far, in order.
+    pub fn subjects(&self) -> Vec<String> {
+        self.mail.mails().into_iter().map(|mail| mail.subject).collect()
+    }
+}
+
+fn config(
+    database_url: &str,
+    sim: &Simulator,
+    mail: &SmtpSink,
+    files: &TempDir,
+    changes: &[(&str, &str)],
+) -> Config {
+    let plans = files.path().join("plans.toml").display().to_string();
+    let (stripe_base, smtp_url) = (sim.base_url(), mail.url());
+    let mut env: BTreeMap<String, String> = [
+        ("DATABASE_URL", database_url),
+        ("TOLLGATE_LISTEN", "127.0.0.1:0"),
+        ("TOLLGATE_PUBLIC_URL", "https://billing.example.com"),
+        ("TOLLGATE_PLANS", &plans),
+        ("TOLLGATE_API_KEY", API_KEY),
+        ("TOLLGATE_ADMIN_TOKEN", ADMIN_TOKEN),
+        ("STRIPE_SECRET_KEY", STRIPE_KEY),
+        ("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET),
+        ("STRIPE_API_BASE", &stripe_base),
+        ("SMTP_URL", &smtp_url),
+        ("MAIL_FROM", "Example <billing@example.com>"),
+    ]
+    .into_iter()
+    .chain(changes.iter().copied())
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    env.retain(|_, value| !value.is_empty());
+    Config::load(&env, None).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
+async fn reply(response: reqwest::Response) -> Reply {
+    let status = response.status().as_u16();
+    let text = response.text().await.expect("a whole body");
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Reply { status, body }
+}
+
+/// Percent-encodes a form value.
+fn encode(value: &str) -> String {
+    value
+        .bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}
