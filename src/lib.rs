@@ -7,4 +7,5 @@ pub mod entropy;
 pub mod domain;
 pub mod stripe;
 pub mod mail;
+pub mod config;
 pub mod sim;

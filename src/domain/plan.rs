@@ -13,6 +13,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use mistakes::nearest;
 pub use mistakes::{PlanFileErrors, PlanFileMistake};
 
 /// Everything the plans file says, checked.
