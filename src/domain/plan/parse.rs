@@ -386,16 +386,17 @@ fn read_models(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<String, Opti
     let Some(node) = reader.optional(root, "models") else {
         return BTreeMap::new();
     };
-    let entries = reader.entries(&node, &rules::MODEL_NAME);
-    entries
-        .into_iter()
-        .map(|(name, node)| (name, read_model(reader, &node)))
-        .collect()
+    let mut models = BTreeMap::new();
+    for (name, node) in reader.entries(&node, &rules::MODEL_NAME) {
+        let price = read_model(reader, &name, &node);
+        models.insert(name, price);
+    }
+    models
 }
 
-fn read_model(reader: &mut Reader, node: &Node<'_>) -> Option<ModelPrice> {
+fn read_model(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<ModelPrice> {
     let [input, output, cached_input] =
-        read_rates(reader, node, ["input", "output", "cached_input"])?;
+        read_rates(reader, model, node, ["input", "output", "cached_input"])?;
     Some(ModelPrice {
         input_picodollars_per_token: input,
         output_picodollars_per_token: output,
@@ -405,7 +406,20 @@ fn read_model(reader: &mut Reader, node: &Node<'_>) -> Option<ModelPrice> {
 
 /// Reads rates for input, output and cached input tokens; cached input costs as input unless it
 /// has a rate of its own.
-fn read_rates(reader: &mut Reader, node: &Node<'_>, keys: [&str; 3]) -> Option<[i64; 3]> {
+fn read_rates(
+    reader: &mut Reader,
+    model: &str,
+    node: &Node<'_>,
+    keys: [&str; 3],
+) -> Option<[i64; 3]> {
+    if let Some(inner) = node.first_table().filter(|key| !keys.contains(key)) {
+        // TOML took the dot in [models.gpt-4.1] for a table within a table.
+        reader.wrong(
+            &node.place,
+            format!("needs quotes if its name has a dot: \"{model}.{inner}\""),
+        );
+        return None;
+    }
     let section = reader.section(node, &keys)?;
     let input = reader.required_value(&section, keys[0], &rules::RATE);
     let output = reader.required_value(&section, keys[1], &rules::RATE);
@@ -435,7 +449,7 @@ fn read_credits(
             if !models.contains_key(&model) {
                 reader.wrong(&node.place, "names a model that has no [models] table");
             }
-            if let Some(rate) = read_credit_rate(reader, &node) {
+            if let Some(rate) = read_credit_rate(reader, &model, &node) {
                 rates.insert(model, rate);
             }
         }
@@ -443,9 +457,9 @@ fn read_credits(
     credits
 }
 
-fn read_credit_rate(reader: &mut Reader, node: &Node<'_>) -> Option<CreditRate> {
+fn read_credit_rate(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<CreditRate> {
     let keys = ["per_1k_input", "per_1k_output", "per_1k_cached_input"];
-    let [input, output, cached_input] = read_rates(reader, node, keys)?;
+    let [input, output, cached_input] = read_rates(reader, model, node, keys)?;
     Some(CreditRate {
         input_nanocredits_per_token: input,
         output_nanocredits_per_token: output,

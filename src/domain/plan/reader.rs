@@ -230,6 +230,14 @@ impl Node<'_> {
         }
     }
 
+    /// The first key, if this is a table, at which another table stands.
+    pub fn first_table(&self) -> Option<&str> {
+        let mut entries = self.value.as_table()?.iter();
+        entries
+            .find(|(_, value)| value.get_ref().is_table())
+            .map(|(key, _)| &**key.get_ref())
+    }
+
     /// The text at `key`, if this is a table with a text there; nothing is reported.
     pub fn peek(&self, key: &str) -> Option<&str> {
         self.value.as_table()?.get(key)?.get_ref().as_str()

@@ -506,6 +506,10 @@ fn costs_are_checked() {
     ] {
         assert_eq!(complaint_after(lines), wanted, "{lines}");
     }
+    assert_eq!(
+        complaint_after("[models.gpt-4.1]\ninput = \"1\"\noutput = \"1\""),
+        "14: models.gpt-4: needs quotes if its name has a dot: \"gpt-4.1\""
+    );
     let edge = format!("{SMALL}[models.m]\ninput = \"1000000\"\noutput = \"0.000001\"\n");
     let model = Catalog::parse(&edge).unwrap().models["m"];
     assert_eq!(
