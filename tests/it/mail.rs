@@ -292,6 +292,7 @@ fn a_template_that_does_not_work_stops_the_start_and_is_named() {
             "{% for i in range(end=9) %}{{ i }}{% endfor %}",
             "not available",
         ),
+        ("mail/plan_upgraded/body.txt", "{{ throw(message=customer_name) }}", "not available"),
         ("mail/plan_upgraded/body.txt", "{% include \"/etc/passwd\" %}", "passwd"),
         ("mail/usage-nudge/body.html", "a hyphen", "replaces no template"),
     ] {
@@ -396,6 +397,7 @@ async fn a_name_with_line_breaks_adds_no_header_and_stops_nothing() {
     for mail in sink.mails() {
         let headers = mail.raw.split("\r\n\r\n").next().unwrap();
         assert!(!headers.contains("\r\nBcc:") && !headers.contains("\r\nX:"), "{headers}");
+        assert!(!mail.subject.chars().any(char::is_control), "{:?}", mail.subject);
         assert_eq!(mail.to, "ada@example.com");
         assert_eq!(mail.envelope_to, ["ada@example.com"]);
     }
