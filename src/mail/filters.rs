@@ -38,7 +38,8 @@ fn number(value: i64) -> String {
 /// `2026-12-01T00:00:00Z` → `December 1`, in UTC. No mail speaks of a day more than a period away,
 /// so the year goes without saying.
 fn date(value: &str, _: Kwargs, _: &State) -> TeraResult<String> {
-    let moment: Timestamp = value.parse().map_err(|_| tera::Error::message("`date` wants a time"))?;
+    let moment: Timestamp =
+        value.parse().map_err(|_| tera::Error::message("`date` wants a time"))?;
     Ok(month_and_day(moment))
 }
 
@@ -69,7 +70,11 @@ fn plural(one: &str) -> String {
 
 /// `14` → `in the first 14 days`.
 fn first_days(days: i64) -> String {
-    if days <= 1 { "on the first day".to_owned() } else { format!("in the first {} days", number(days)) }
+    if days <= 1 {
+        "on the first day".to_owned()
+    } else {
+        format!("in the first {} days", number(days))
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +84,10 @@ mod tests {
     #[test]
     fn numbers_have_thousands() {
         let shown = [0, 999, 1000, 1_234_567, -45_000, i64::MIN].map(number);
-        assert_eq!(shown, ["0", "999", "1,000", "1,234,567", "-45,000", "-9,223,372,036,854,775,808"]);
+        assert_eq!(
+            shown,
+            ["0", "999", "1,000", "1,234,567", "-45,000", "-9,223,372,036,854,775,808"]
+        );
     }
 
     #[test]

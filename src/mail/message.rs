@@ -58,7 +58,9 @@ fn recipient(address: &str) -> Result<Address, &'static str> {
 fn check_message_id(id: &str) -> Result<(), &'static str> {
     let is_atom = |text: &str| {
         !text.is_empty()
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".!#$%&'*+-/=?^_`{|}~".contains(&b))
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b".!#$%&'*+-/=?^_`{|}~".contains(&b))
     };
     let halves = id.split_once('@').filter(|_| id.len() <= MAX_MESSAGE_ID_BYTES);
     if halves.is_some_and(|(left, right)| is_atom(left) && is_atom(right)) {
@@ -72,7 +74,11 @@ fn display_name(name: &str) -> Option<String> {
     Some(one_line(name, MAX_NAME_CHARS)).filter(|name| !name.is_empty())
 }
 
-fn format(from: &Mailbox, to: &Address, mail: &OutgoingMail) -> Result<Vec<u8>, lettre::error::Error> {
+fn format(
+    from: &Mailbox,
+    to: &Address,
+    mail: &OutgoingMail,
+) -> Result<Vec<u8>, lettre::error::Error> {
     let to_name = mail.to_name.as_deref().and_then(display_name);
     let automatic = HeaderName::new_from_ascii_str("Auto-Submitted");
     let parts = MultiPart::builder()

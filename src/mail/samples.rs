@@ -61,7 +61,10 @@ fn usage_shapes() -> Vec<(&'static str, UsageFacts)> {
         ("no upgrade", UsageFacts { upgrade: None, ..full.clone() }),
         (
             "no links",
-            UsageFacts { usage_url: None, ..with_offer(UpgradeOffer { url: None, ..offer.clone() }) },
+            UsageFacts {
+                usage_url: None,
+                ..with_offer(UpgradeOffer { url: None, ..offer.clone() })
+            },
         ),
         ("upgrade without price", with_offer(UpgradeOffer { price: None, ..offer.clone() })),
         ("upgrade without link", with_offer(UpgradeOffer { url: None, ..offer })),
@@ -82,7 +85,12 @@ fn usage_shapes() -> Vec<(&'static str, UsageFacts)> {
         ),
         (
             "many",
-            UsageFacts { usage: 1_000_000_000, granted: 1_000_000_000, projected: 1_666_666_666, ..full },
+            UsageFacts {
+                usage: 1_000_000_000,
+                granted: 1_000_000_000,
+                projected: 1_666_666_666,
+                ..full
+            },
         ),
     ]
 }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lettre::Address;
@@ -44,6 +44,15 @@ impl Default for Timeouts {
             command: Duration::from_mins(5),
             content: Duration::from_mins(10),
         }
+    }
+}
+
+impl Timeouts {
+    /// No attempt to send takes longer. Whoever finds a mail in the state of being sent for longer
+    /// than this may take its sender for dead.
+    pub fn longest_attempt(&self) -> Duration {
+        // A kept connection that does not answer, a new one, MAIL, RCPT, DATA, and the content.
+        self.connect * 2 + self.command * 3 + self.content
     }
 }
 
@@ -145,8 +154,12 @@ impl Smtp {
     pub async fn check(&self, from: Address) -> Result<(), String> {
         let checked = async {
             let mut connection = within(self.timeouts.connect, self.open()).await?;
-            self.command(&mut connection, Mail::new(Some(from), Vec::new()), Severity::PositiveCompletion)
-                .await?;
+            self.command(
+                &mut connection,
+                Mail::new(Some(from), Vec::new()),
+                Severity::PositiveCompletion,
+            )
+            .await?;
             self.command(&mut connection, Rset, Severity::PositiveCompletion).await?;
             // All that was to be known is known, however the server says good-bye.
             let _ = within(self.timeouts.connect, async { Ok(connection.quit().await?) }).await;
@@ -157,22 +170,26 @@ impl Smtp {
 
     /// A connection that has just answered: a kept one, or a new one.
     async fn connection(&self) -> Result<AsyncSmtpConnection, Fault> {
-        while let Some(mut kept) = self.take() {
-            // Servers close idle connections without asking; those are simply dropped.
+        // On its own line: the lock must not be held while the server is spoken to.
+        let kept = self.idle().pop();
+        if let Some(mut kept) = kept {
             let alive = within(self.timeouts.connect, async { Ok(kept.command(Noop).await?) });
             if alive.await.is_ok() {
                 return Ok(kept);
             }
+            // Servers close idle connections without a word. This one was the last to be used, so
+            // the others have been idle for longer.
+            self.idle().clear();
         }
         within(self.timeouts.connect, self.open()).await
     }
 
-    fn take(&self) -> Option<AsyncSmtpConnection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn idle(&self) -> MutexGuard<'_, Vec<AsyncSmtpConnection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep(&self, connection: AsyncSmtpConnection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         if idle.len() < MAX_IDLE {
             idle.push(connection);
         }
@@ -185,12 +202,14 @@ impl Smtp {
         let address = (host.as_str(), *port);
         let timeout = Some(self.timeouts.connect);
         let mut connection =
-            AsyncSmtpConnection::connect_tokio1(address, timeout, &self.hello, tls_at_once, None).await?;
+            AsyncSmtpConnection::connect_tokio1(address, timeout, &self.hello, tls_at_once, None)
+                .await?;
         if *encryption == Encryption::StartTls {
             connection.starttls(tls()?, &self.hello).await?;
         }
         if let Some(login) = login {
-            let credentials = Credentials::new(login.user.clone(), login.password.expose_secret().to_owned());
+            let credentials =
+                Credentials::new(login.user.clone(), login.password.expose_secret().to_owned());
             connection.auth(DEFAULT_MECHANISMS, &credentials).await?;
         }
         Ok(connection)
@@ -209,8 +228,13 @@ impl Smtp {
         self.command(connection, Data, Severity::PositiveIntermediate).await
     }
 
-    async fn send_content(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<(), Fault> {
-        let answer = within(self.timeouts.content, async { Ok(connection.message(&mail.bytes).await?) });
+    async fn send_content(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        mail: &Composed,
+    ) -> Result<(), Fault> {
+        let answer =
+            within(self.timeouts.content, async { Ok(connection.message(&mail.bytes).await?) });
         expect(&answer.await?, Severity::PositiveCompletion)
     }
 
@@ -220,7 +244,8 @@ impl Smtp {
         command: impl fmt::Display,
         wanted: Severity,
     ) -> Result<(), Fault> {
-        let answer = within(self.timeouts.command, async { Ok(connection.command(command).await?) });
+        let answer =
+            within(self.timeouts.command, async { Ok(connection.command(command).await?) });
         expect(&answer.await?, wanted)
     }
 }
@@ -234,19 +259,30 @@ fn expect(answer: &Response, wanted: Severity) -> Result<(), Fault> {
 }
 
 /// The content is ASCII unless an address is not, and then the server must know how (RFC 6531).
-fn mail_parameters(connection: &AsyncSmtpConnection, mail: &Composed) -> Result<Vec<MailParameter>, Fault> {
+fn mail_parameters(
+    connection: &AsyncSmtpConnection,
+    mail: &Composed,
+) -> Result<Vec<MailParameter>, Fault> {
     if mail.bytes.is_ascii() {
         return Ok(Vec::new());
     }
     let server = connection.server_info();
-    if server.supports_feature(Extension::SmtpUtfEight) && server.supports_feature(Extension::EightBitMime) {
-        return Ok(vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)]);
+    if server.supports_feature(Extension::SmtpUtfEight)
+        && server.supports_feature(Extension::EightBitMime)
+    {
+        return Ok(vec![
+            MailParameter::SmtpUtfEight,
+            MailParameter::Body(MailBodyParameter::EightBitMime),
+        ]);
     }
     Err(Fault::new(Answer::Never, "the mail server takes only ASCII addresses"))
 }
 
 /// Waits for a real server, so this is real time and not the clock's.
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(Fault::new(Answer::None, format_args!("no answer within {limit:?}"))),

@@ -90,7 +90,8 @@ impl Templates {
         let kind = directory(mail);
         let facts = serde_json::to_value(mail).map_err(|error| TemplateError::new(kind, error))?;
         let facts = cleaned("", facts);
-        let context = Context::from_serialize(&facts).map_err(|error| TemplateError::new(kind, error))?;
+        let context =
+            Context::from_serialize(&facts).map_err(|error| TemplateError::new(kind, error))?;
         let part = |part: &str, tidy: fn(&str) -> String| {
             let file = format!("mail/{kind}/{part}");
             match self.render_one(&file, &context).map(|text| tidy(&text)) {
@@ -146,7 +147,8 @@ fn culprit(own: &[Source<'_>]) -> String {
 /// Reads those of the operator's files that replace a template. A file that replaces nothing is a
 /// misspelt name, and an error.
 fn read_overrides(directory: &Path) -> Result<Vec<Source<'static>>, TemplateError> {
-    let unreadable = |path: &Path, error: io::Error| TemplateError::new(path.display().to_string(), error);
+    let unreadable =
+        |path: &Path, error: io::Error| TemplateError::new(path.display().to_string(), error);
     let mut names = Vec::new();
     // Fails if the directory does not exist; only its `mail` directory is ours.
     fs::read_dir(directory).map_err(|error| unreadable(directory, error))?;
@@ -158,7 +160,10 @@ fn read_overrides(directory: &Path) -> Result<Vec<Source<'static>>, TemplateErro
     for name in names {
         let Some((known, _)) = BUILT_IN.iter().find(|(known, _)| *known == name) else {
             let known = BUILT_IN.map(|(known, _)| known).join(", ");
-            return Err(TemplateError::new(name, format!("replaces no template; there are {known}")));
+            return Err(TemplateError::new(
+                name,
+                format!("replaces no template; there are {known}"),
+            ));
         };
         let path = directory.join(known);
         let source = fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;

@@ -49,6 +49,9 @@ mod tests {
             loggable("550 5.1.1 <ada@example.com>: no such user\r\nrcpt=ada@example.com"),
             "550 5.1.1 <(address)>: no such user rcpt=(address)"
         );
-        assert_eq!(loggable("Connection refused (os error 111)"), "Connection refused (os error 111)");
+        assert_eq!(
+            loggable("Connection refused (os error 111)"),
+            "Connection refused (os error 111)"
+        );
     }
 }

@@ -179,7 +179,10 @@ mod tests {
     #[test]
     fn every_form_is_read_and_shown_without_its_password() {
         assert_eq!(shown("smtps://u:s3cret@mail.example.com"), "smtps://mail.example.com:465");
-        assert_eq!(shown("smtp://u:p@[2001:db8::1]?tls=required"), "smtp://[2001:db8::1]:587?tls=required");
+        assert_eq!(
+            shown("smtp://u:p@[2001:db8::1]?tls=required"),
+            "smtp://[2001:db8::1]:587?tls=required"
+        );
         assert_eq!(shown("smtp://relay"), "smtp://relay:25");
         assert_eq!(shown("smtp://u:p@127.0.0.1:1025/"), "smtp://127.0.0.1:1025");
         assert_eq!(shown("file:///var/mail%20box"), "file:///var/mail box");

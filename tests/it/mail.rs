@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
 use tollgate::domain::notice::{NoticeMail, UpgradeFacts, UpgradeOffer, UsageFacts};
 use tollgate::domain::plan::Unlock;
-use tollgate::mail::{Delivery, MailUrl, Mailer, OutgoingMail, RenderedMail, Templates, Timeouts, samples};
+use tollgate::mail::{
+    Delivery, MailUrl, Mailer, OutgoingMail, RenderedMail, Templates, Timeouts, samples,
+};
 
 use crate::harness::smtp_sink::{Fault, SmtpSink};
 
@@ -70,7 +73,8 @@ fn usage(used: i64, elapsed_days: i64) -> UsageFacts {
 }
 
 fn upgraded(granted: Option<i64>) -> UpgradeFacts {
-    let unlock = |title: &str| Unlock { title: title.into(), url: "https://example.com/docs".into() };
+    let unlock =
+        |title: &str| Unlock { title: title.into(), url: "https://example.com/docs".into() };
     UpgradeFacts {
         customer_name: Some("Ada".into()),
         feature_name: "AI runs".into(),
@@ -117,7 +121,10 @@ fn the_nudge_says_what_got_done_and_the_way_up() {
          --\nStarter plan, resets on December 1\n"
     );
     let seen = visible(&mail.html);
-    assert!(seen.contains("You've completed 160 AI runs in the first 14 days of this period."), "{seen}");
+    assert!(
+        seen.contains("You've completed 160 AI runs in the first 14 days of this period."),
+        "{seen}"
+    );
     assert!(seen.contains("Pro gives you unlimited runs for $99/month."), "{seen}");
     assert!(mail.html.contains(r#"href="https://b.example/upgrade?token=abc&amp;p=1""#));
     assert!(seen.contains("Upgrade to Pro") && buttons(&mail.html) == 1, "{seen}");
@@ -169,13 +176,13 @@ fn the_upgrade_mail_says_what_changed_and_shows_three_links() {
     let uncapped = render(&NoticeMail::PlanUpgraded(upgraded(None)));
     assert_eq!(uncapped.subject, "Your AI runs are now uncapped.");
     assert!(
-        uncapped.text.contains("Since you moved from Starter to Pro, your AI runs are no longer capped.")
-    );
-    assert!(
         uncapped
             .text
-            .contains("- First: https://example.com/docs\n- Second: https://example.com/docs\n- Third: ")
+            .contains("Since you moved from Starter to Pro, your AI runs are no longer capped.")
     );
+    assert!(uncapped.text.contains(
+        "- First: https://example.com/docs\n- Second: https://example.com/docs\n- Third: "
+    ));
     assert!(!uncapped.text.contains("Fourth") && !uncapped.html.contains("Fourth"));
     assert!(visible(&uncapped.html).contains("Also yours now: First Second Third View usage"));
 
@@ -186,9 +193,17 @@ fn the_upgrade_mail_says_what_changed_and_shows_three_links() {
             .contains("Since you moved from Starter to Pro, you have 2,000 AI runs a month.")
     );
 
-    let alone = UpgradeFacts { from_plan_name: None, unlocks: Vec::new(), usage_url: None, ..upgraded(None) };
+    let alone = UpgradeFacts {
+        from_plan_name: None,
+        unlocks: Vec::new(),
+        usage_url: None,
+        ..upgraded(None)
+    };
     let alone = render(&NoticeMail::PlanUpgraded(alone));
-    assert_eq!(alone.text, "Hi Ada,\n\nWith Pro, your AI runs are no longer capped.\n\n--\nPro plan\n");
+    assert_eq!(
+        alone.text,
+        "Hi Ada,\n\nWith Pro, your AI runs are no longer capped.\n\n--\nPro plan\n"
+    );
 }
 
 #[test]
@@ -202,7 +217,10 @@ fn a_hostile_name_is_text_in_html_and_stays_on_its_line() {
     let mail = render(&NoticeMail::UsageNudge(facts));
     assert!(!mail.html.contains("<script"), "{}", mail.html);
     assert!(mail.html.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; Click"));
-    assert!(mail.text.starts_with("Hi <script>alert(\"1\")</script> Click https://evil.example 'now',\n"));
+    assert!(
+        mail.text
+            .starts_with("Hi <script>alert(\"1\")</script> Click https://evil.example 'now',\n")
+    );
     assert_eq!(mail.subject, "You've used 80% of your AI Bcc: eve@x runs this month.");
 
     let facts = UsageFacts { feature_name: "x".repeat(5000), ..usage(160, 14) };
@@ -221,7 +239,10 @@ fn every_sample_renders_a_whole_page_with_at_most_one_button() {
         );
         assert!(buttons(&mail.html) <= 1, "{}", sample.shape);
         for text in [&mail.subject, &mail.text, &mail.html] {
-            assert!(!text.contains("{{") && !text.contains("{%") && !text.contains("None"), "{text}");
+            assert!(
+                !text.contains("{{") && !text.contains("{%") && !text.contains("None"),
+                "{text}"
+            );
         }
     }
 }
@@ -231,7 +252,11 @@ fn every_sample_renders_a_whole_page_with_at_most_one_button() {
 #[test]
 fn an_operator_replaces_one_file_and_keeps_the_others() {
     let directory = tempfile::tempdir().unwrap();
-    write(directory.path(), "mail/usage_nudge/subject.txt", "{{ percent }}% gone,\n{{ customer_name }}!");
+    write(
+        directory.path(),
+        "mail/usage_nudge/subject.txt",
+        "{{ percent }}% gone,\n{{ customer_name }}!",
+    );
     write(directory.path(), "mail/.DS_Store", "x");
     write(directory.path(), "pages/upgrade.html", "not a mail");
     let templates = Templates::load(Some(directory.path())).unwrap();
@@ -262,13 +287,19 @@ fn a_template_that_does_not_work_stops_the_start_and_is_named() {
         ("mail/plan_upgraded/subject.txt", "  \n ", "renders to nothing"),
         ("mail/base.html", "<p>no blocks, no button</p>", "button"),
         ("mail/plan_upgraded/body.txt", "{{ get_env(name=\"STRIPE_SECRET_KEY\") }}", "get_env"),
-        ("mail/plan_upgraded/body.txt", "{% for i in range(end=9) %}{{ i }}{% endfor %}", "not available"),
+        (
+            "mail/plan_upgraded/body.txt",
+            "{% for i in range(end=9) %}{{ i }}{% endfor %}",
+            "not available",
+        ),
+        ("mail/plan_upgraded/body.txt", "{{ throw(message=customer_name) }}", "not available"),
         ("mail/plan_upgraded/body.txt", "{% include \"/etc/passwd\" %}", "passwd"),
         ("mail/usage-nudge/body.html", "a hyphen", "replaces no template"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), name, content);
-        let error = Templates::load(Some(directory.path())).err().unwrap_or_else(|| panic!("{name}"));
+        let error =
+            Templates::load(Some(directory.path())).err().unwrap_or_else(|| panic!("{name}"));
         assert_eq!(error.file, name, "{error}");
         assert!(error.to_string().contains(problem), "{error}");
     }
@@ -314,11 +345,19 @@ async fn a_mail_arrives_whole() {
 #[tokio::test]
 async fn the_same_mail_is_the_same_bytes() {
     let sink = SmtpSink::start().await;
-    let mailer = mailer(&sink.url());
-    mailer.send(&a_mail()).await;
-    mailer.send(&a_mail()).await;
+    let mailer = Arc::new(mailer(&sink.url()));
+    // Each in a task of its own, side by side, as a job may send them.
+    let send = || {
+        tokio::spawn({
+            let mailer = mailer.clone();
+            async move { mailer.send(&a_mail()).await }
+        })
+    };
+    let (one, other) = tokio::join!(send(), send());
+    assert_eq!((one.unwrap(), other.unwrap()), (Delivery::Accepted, Delivery::Accepted));
     let mails = sink.mails();
     assert_eq!(mails[0].raw, mails[1].raw);
+    assert_eq!(sink.connections(), 2);
 }
 
 #[tokio::test]
@@ -358,6 +397,7 @@ async fn a_name_with_line_breaks_adds_no_header_and_stops_nothing() {
     for mail in sink.mails() {
         let headers = mail.raw.split("\r\n\r\n").next().unwrap();
         assert!(!headers.contains("\r\nBcc:") && !headers.contains("\r\nX:"), "{headers}");
+        assert!(!mail.subject.chars().any(char::is_control), "{:?}", mail.subject);
         assert_eq!(mail.to, "ada@example.com");
         assert_eq!(mail.envelope_to, ["ada@example.com"]);
     }
@@ -435,7 +475,9 @@ async fn a_server_that_says_never_is_believed() {
 async fn a_lost_answer_leaves_the_mail_unknown_and_it_was_indeed_taken() {
     let sink = SmtpSink::start().await;
     let mailer = mailer_with(&sink.url(), impatient());
-    for (taken, fault) in [Fault::DropAfterContent, Fault::SilentAfterContent].into_iter().enumerate() {
+    for (taken, fault) in
+        [Fault::DropAfterContent, Fault::SilentAfterContent].into_iter().enumerate()
+    {
         sink.set_fault(fault);
         assert!(matches!(mailer.send(&a_mail()).await, Delivery::Unknown { .. }), "{fault:?}");
         assert_eq!(sink.mails().len(), taken + 1);
@@ -512,7 +554,9 @@ async fn where_encryption_is_required_nothing_is_said_without_it() {
 async fn an_address_outside_ascii_needs_a_server_that_knows_how() {
     let sink = SmtpSink::start().await;
     let mail = OutgoingMail { to_address: "zoë@example.com".into(), ..a_mail() };
-    let Delivery::Refused { reason } = mailer(&sink.url()).send(&mail).await else { panic!("taken") };
+    let Delivery::Refused { reason } = mailer(&sink.url()).send(&mail).await else {
+        panic!("taken")
+    };
     assert_eq!(reason, "the mail server takes only ASCII addresses");
 }
 
@@ -535,8 +579,13 @@ async fn mails_can_go_into_a_directory() {
     assert_eq!(mailer.check().await, Ok(()));
     assert_eq!(mailer.send(&a_mail()).await, Delivery::Accepted);
     assert_eq!(mailer.send(&a_mail()).await, Delivery::Accepted);
-    let names: Vec<_> = fs::read_dir(&outbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["ntc_0001@billing.acme.example.eml"], "one file per message id, nothing unfinished");
+    let names: Vec<_> =
+        fs::read_dir(&outbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(
+        names,
+        ["ntc_0001@billing.acme.example.eml"],
+        "one file per message id, nothing unfinished"
+    );
     let raw = fs::read_to_string(outbox.join(&names[0])).unwrap();
     assert!(raw.contains("\r\nSubject: You've used 80% of your AI runs this month.\r\n"), "{raw}");
 
@@ -549,9 +598,13 @@ async fn mails_can_go_into_a_directory() {
 #[test]
 fn a_sender_is_a_mailbox() {
     let url: MailUrl = "file:///tmp".parse().unwrap();
-    for bad in
-        ["", "Acme", "Acme <billing>", "a@b.example, c@d.example", "Acme <a@b.example>\r\nBcc: c@d.example"]
-    {
+    for bad in [
+        "",
+        "Acme",
+        "Acme <billing>",
+        "a@b.example, c@d.example",
+        "Acme <a@b.example>\r\nBcc: c@d.example",
+    ] {
         assert!(Mailer::connect(&url, bad, Timeouts::default()).is_err(), "{bad:?}");
     }
     assert!(Mailer::connect(&url, "billing@acme.example", Timeouts::default()).is_ok());

@@ -230,7 +230,11 @@ impl Session {
     }
 
     /// Keeps the mail, or fails as told. False ends the connection.
-    async fn take_mail(&mut self, envelope: (String, Vec<String>), raw: String) -> std::io::Result<bool> {
+    async fn take_mail(
+        &mut self,
+        envelope: (String, Vec<String>),
+        raw: String,
+    ) -> std::io::Result<bool> {
         let fault = self.fault();
         let answer = match fault {
             Some(Fault::Content(line)) => line,
