@@ -115,8 +115,12 @@ pub(super) fn rate_limit(text: &str) -> Option<u32> {
 }
 
 pub(super) fn log_filter(text: &str) -> Option<String> {
+    // The parser of tracing-subscriber 0.3 panics on some texts outside ASCII.
+    if !text.is_ascii() || has_control(text) {
+        return None;
+    }
     let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
-    (parsed.is_ok() && !has_control(text)).then(|| text.to_owned())
+    parsed.is_ok().then(|| text.to_owned())
 }
 
 pub(super) fn log_format(text: &str) -> Option<LogFormat> {

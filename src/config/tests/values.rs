@@ -124,7 +124,10 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
                 "*",
             ],
         ),
-        ("RUST_LOG", &["tollgate=loud", "tollgate=debug=info"]),
+        (
+            "RUST_LOG",
+            &["tollgate=loud", "tollgate=debug=info", " 0𐭘="],
+        ),
         ("TOLLGATE_LOG_FORMAT", &["xml", "JSON"]),
         (
             "OTEL_EXPORTER_OTLP_ENDPOINT",
