@@ -113,7 +113,8 @@ impl Plans {
     pub fn activate(&self, version: i64, catalog: Catalog) {
         let mut versions = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if version > versions.active.0 {
-            let (old, plans) = std::mem::replace(&mut versions.active, (version, Arc::new(catalog)));
+            let (old, plans) =
+                std::mem::replace(&mut versions.active, (version, Arc::new(catalog)));
             versions.older.insert(old, plans);
         }
     }

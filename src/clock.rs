@@ -202,6 +202,8 @@ mod tests {
             let clock = clock.clone();
             async move { clock.sleep(Duration::from_secs(60)).await }
         });
+        // The sleeper reads the clock before it moves.
+        tokio::task::yield_now().await;
         clock.advance(Duration::from_secs(61));
         sleeper.await.unwrap();
         assert_eq!(clock.now(), Timestamp::from_seconds(161));

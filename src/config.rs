@@ -107,11 +107,7 @@ impl Config {
         let mut mistakes = Vec::new();
         let mut wrong = |variable: &str, wanted: String| {
             let variable = variable.to_owned();
-            mistakes.push(ConfigMistake {
-                variable,
-                dotenv: None,
-                wanted,
-            });
+            mistakes.push(ConfigMistake { variable, dotenv: None, wanted });
         };
         for (name, value) in process {
             // A name that is not UTF-8 is none of ours.
@@ -185,16 +181,12 @@ impl Config {
             log_format: from
                 .read(&variables::TOLLGATE_LOG_FORMAT, checks::log_format)
                 .unwrap_or(LogFormat::Text),
-            otel_endpoint: from.read(
-                &variables::OTEL_EXPORTER_OTLP_ENDPOINT,
-                checks::otel_endpoint,
-            ),
+            otel_endpoint: from
+                .read(&variables::OTEL_EXPORTER_OTLP_ENDPOINT, checks::otel_endpoint),
         };
         if mail_from_is_missing {
-            let wanted = format!(
-                "is needed where SMTP_URL is set: {}",
-                variables::MAIL_FROM.wanted
-            );
+            let wanted =
+                format!("is needed where SMTP_URL is set: {}", variables::MAIL_FROM.wanted);
             from.wrong(variables::MAIL_FROM.name, None, wanted);
         }
         if let (Some(key), Some(token)) = (&config.api_key, &config.admin_token)
@@ -203,11 +195,7 @@ impl Config {
             let wanted = "must differ from TOLLGATE_API_KEY".to_owned();
             from.wrong(variables::TOLLGATE_ADMIN_TOKEN.name, None, wanted);
         }
-        if from.mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigErrors(from.mistakes))
-        }
+        if from.mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(from.mistakes)) }
     }
 
     /// Whether the Stripe key is a live one; `None` without a key.

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::start::{StartError, connect_mailer, connect_stripe, load_templates, open_store, read_plans};
+use super::start::{
+    StartError, connect_mailer, connect_stripe, load_templates, open_store, read_plans,
+};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entropy::Entropy;

@@ -85,7 +85,9 @@ async fn migrate(config: &Config) -> Result<(), StartError> {
 /// Sets up logging as configured; standard error, so that standard output stays for answers.
 fn log_to_stderr(filter: &str, format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // A second initialisation in one process, as in tests, keeps the first.
     let _ = match format {

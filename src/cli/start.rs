@@ -60,15 +60,18 @@ pub fn read_plans(config: &Config) -> Result<(String, Catalog), StartError> {
             "TOLLGATE_PLANS: {path} cannot be read ({error}); plans.example.toml is one to start from"
         ))
     })?;
-    let catalog = Catalog::parse(&source)
-        .map_err(|errors| StartError::Config(errors.in_file(path.display().to_string()).to_string()))?;
+    let catalog = Catalog::parse(&source).map_err(|errors| {
+        StartError::Config(errors.in_file(path.display().to_string()).to_string())
+    })?;
     Ok((source, catalog))
 }
 
 pub fn connect_mailer(config: &Config) -> Result<Option<Mailer>, StartError> {
     let (Some(url), Some(from)) = (&config.smtp_url, &config.mail_from) else { return Ok(None) };
-    let url: MailUrl =
-        url.expose_secret().parse().map_err(|error| StartError::Config(format!("SMTP_URL: {error}")))?;
+    let url: MailUrl = url
+        .expose_secret()
+        .parse()
+        .map_err(|error| StartError::Config(format!("SMTP_URL: {error}")))?;
     let mailer = Mailer::connect(&url, from, Timeouts::default())
         .map_err(|error| StartError::Config(format!("MAIL_FROM: {error}")))?;
     Ok(Some(mailer))
@@ -125,11 +128,12 @@ pub async fn start(
     let store = open_store(config, clock.clone()).await?;
     let lock = store.lock_for_serving(&config.database_url)?;
     store.migrate().await?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| StartError::Config(format!("TOLLGATE_LISTEN: {}: {error}", config.listen)))?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        StartError::Config(format!("TOLLGATE_LISTEN: {}: {error}", config.listen))
+    })?;
     let address = listener.local_addr()?;
-    let links = Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
+    let links =
+        Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
     let mut tx = store.begin().await?;
     let version = tx.activate_plans(&source).await?;
     tx.commit().await?;

@@ -12,9 +12,8 @@ use super::LogFormat;
 const MIN_KEY_CHARACTERS: usize = 16;
 
 pub(super) fn database_url(text: &str) -> Option<SecretString> {
-    let known = ["sqlite:", "postgres:", "postgresql:"]
-        .iter()
-        .any(|scheme| text.starts_with(scheme));
+    let known =
+        ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| text.starts_with(scheme));
     (known && !has_control(text)).then(|| text.into())
 }
 
@@ -49,18 +48,14 @@ pub(super) fn key(text: &str) -> Option<SecretString> {
 }
 
 pub(super) fn signing_keys(text: &str) -> Option<Vec<SecretString>> {
-    let keys: Vec<SecretString> = text
-        .split(',')
-        .map(|part| key(part.trim()))
-        .collect::<Option<_>>()?;
+    let keys: Vec<SecretString> =
+        text.split(',').map(|part| key(part.trim())).collect::<Option<_>>()?;
     (keys.len() <= 2).then_some(keys)
 }
 
 pub(super) fn stripe_secret_key(text: &str) -> Option<SecretString> {
     let prefixes = ["sk_test_", "sk_live_", "rk_test_", "rk_live_"];
-    let rest = prefixes
-        .iter()
-        .find_map(|prefix| text.strip_prefix(prefix))?;
+    let rest = prefixes.iter().find_map(|prefix| text.strip_prefix(prefix))?;
     is_one_word(rest).then(|| text.into())
 }
 
@@ -74,15 +69,13 @@ pub(super) fn webhook_secrets(text: &str) -> Option<Vec<SecretString>> {
 
 /// The scheme only: the mail module reads the rest.
 pub(super) fn smtp_url(text: &str) -> Option<SecretString> {
-    let server = text
-        .strip_prefix("smtps://")
-        .or_else(|| text.strip_prefix("smtp://"));
+    let server = text.strip_prefix("smtps://").or_else(|| text.strip_prefix("smtp://"));
     let fits = match server {
         Some(server) => is_one_word(server),
         // A directory may have spaces in its name.
-        None => text
-            .strip_prefix("file:///")
-            .is_some_and(|path| !path.is_empty() && !has_control(path)),
+        None => {
+            text.strip_prefix("file:///").is_some_and(|path| !path.is_empty() && !has_control(path))
+        }
     };
     fits.then(|| text.into())
 }
@@ -109,9 +102,7 @@ pub(super) fn directory(text: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn rate_limit(text: &str) -> Option<u32> {
-    text.parse()
-        .ok()
-        .filter(|limit| (1..=1_000_000).contains(limit))
+    text.parse().ok().filter(|limit| (1..=1_000_000).contains(limit))
 }
 
 pub(super) fn log_filter(text: &str) -> Option<String> {
@@ -134,9 +125,7 @@ pub(super) fn log_format(text: &str) -> Option<LogFormat> {
 /// An absolute http or https URL with neither password, query nor fragment. The parser forgives
 /// more than we do: it would drop tabs and mend missing slashes.
 fn web_url(text: &str) -> Option<Url> {
-    let strict = ["http://", "https://"]
-        .iter()
-        .any(|scheme| text.starts_with(scheme));
+    let strict = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
     if !strict
         || text.contains('\\')
         || text.contains(|c: char| c.is_whitespace() || c.is_control())
@@ -150,10 +139,7 @@ fn web_url(text: &str) -> Option<Url> {
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
-    let address = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 

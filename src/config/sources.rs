@@ -60,19 +60,9 @@ impl Sources {
         dotenv: Option<(&Path, &str)>,
         mistakes: Vec<ConfigMistake>,
     ) -> Self {
-        let mut sources = Self {
-            layers: [Layer::new(), Layer::new()],
-            mistakes,
-        };
+        let mut sources = Self { layers: [Layer::new(), Layer::new()], mistakes };
         for (name, value) in environment {
-            sources.add(
-                0,
-                name,
-                Given {
-                    value: value.clone(),
-                    dotenv: None,
-                },
-            );
+            sources.add(0, name, Given { value: value.clone(), dotenv: None });
         }
         if let Some((path, text)) = dotenv {
             sources.add_dotenv(&path.display().to_string(), text);
@@ -83,17 +73,11 @@ impl Sources {
     /// Whether the variable or its twin has a value.
     pub fn has(&self, variable: &Variable) -> bool {
         let twin = twin(variable);
-        self.layers
-            .iter()
-            .any(|l| l.contains_key(variable.name) || l.contains_key(&twin))
+        self.layers.iter().any(|l| l.contains_key(variable.name) || l.contains_key(&twin))
     }
 
     pub fn wrong(&mut self, variable: &str, dotenv: Option<(String, usize)>, wanted: String) {
-        self.mistakes.push(ConfigMistake {
-            variable: variable.to_owned(),
-            dotenv,
-            wanted,
-        });
+        self.mistakes.push(ConfigMistake { variable: variable.to_owned(), dotenv, wanted });
     }
 
     /// Reads a variable by `check`. `None` if it is unset, or if it is wrong, which is noted.
@@ -128,9 +112,7 @@ impl Sources {
                         format!("must name a file whose content is {}", variable.wanted)
                     })
                 });
-                checked
-                    .map_err(|wanted| self.wrong(&twin, file.dotenv, wanted))
-                    .ok()
+                checked.map_err(|wanted| self.wrong(&twin, file.dotenv, wanted)).ok()
             }
         }
     }
@@ -148,11 +130,7 @@ impl Sources {
         }
         if let Some(first) = self.layers[layer].get(name) {
             let line = first.dotenv.as_ref().map_or(0, |(_, line)| *line);
-            self.wrong(
-                name,
-                given.dotenv,
-                format!("must be set once; line {line} sets it too"),
-            );
+            self.wrong(name, given.dotenv, format!("must be set once; line {line} sets it too"));
             return;
         }
         self.layers[layer].insert(name.to_owned(), given);
@@ -162,10 +140,7 @@ impl Sources {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines: Vec<&str> = text.lines().collect();
         let delivered = Cell::new(0);
-        let reader = LineByLine {
-            rest: text.as_bytes(),
-            delivered: &delivered,
-        };
+        let reader = LineByLine { rest: text.as_bytes(), delivered: &delivered };
         let mut entries = dotenvy::from_read_iter(reader);
         loop {
             let before = delivered.get();
@@ -196,10 +171,7 @@ fn twin(variable: &Variable) -> String {
 
 fn unknown(name: &str) -> String {
     let twins: Vec<String> = VARIABLES.iter().map(twin).collect();
-    let names = VARIABLES
-        .iter()
-        .map(|variable| variable.name)
-        .chain(twins.iter().map(|t| &**t));
+    let names = VARIABLES.iter().map(|variable| variable.name).chain(twins.iter().map(|t| &**t));
     match nearest(name, names) {
         Some(near) => format!("is not a known variable; did you mean {near}?"),
         None => "is not a known variable; see .env.example".to_owned(),
@@ -217,9 +189,7 @@ fn read_file(path: &Path) -> Result<String, String> {
         return Err("must name a file of at most 64 KiB".to_owned());
     }
     let text = String::from_utf8(bytes).map_err(|_| "must name a file of UTF-8 text".to_owned())?;
-    let text = text
-        .strip_suffix('\n')
-        .map_or(&*text, |t| t.strip_suffix('\r').unwrap_or(t));
+    let text = text.strip_suffix('\n').map_or(&*text, |t| t.strip_suffix('\r').unwrap_or(t));
     if text.is_empty() {
         return Err("must name a file that is not empty".to_owned());
     }
@@ -235,11 +205,7 @@ struct LineByLine<'a> {
 
 impl Read for LineByLine<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let line = self
-            .rest
-            .iter()
-            .position(|b| *b == b'\n')
-            .map_or(self.rest.len(), |at| at + 1);
+        let line = self.rest.iter().position(|b| *b == b'\n').map_or(self.rest.len(), |at| at + 1);
         let (now, rest) = self.rest.split_at(line.min(buffer.len()));
         buffer[..now.len()].copy_from_slice(now);
         self.rest = rest;

@@ -54,7 +54,5 @@ pub(super) const FILE_SUFFIX: &str = "_FILE";
 /// Whether `name` is a variable or the twin of one.
 pub(super) fn is_known(name: &str) -> bool {
     let base = name.strip_suffix(FILE_SUFFIX);
-    VARIABLES
-        .iter()
-        .any(|variable| variable.name == name || base == Some(variable.name))
+    VARIABLES.iter().any(|variable| variable.name == name || base == Some(variable.name))
 }

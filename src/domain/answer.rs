@@ -104,7 +104,8 @@ pub fn answer(facts: &Facts, catalog: &Catalog, links: &Links) -> Answer {
         feature_id: facts.feature_id.clone(),
         plan_id: facts.plan_id.clone(),
         required_balance: facts.asked,
-        value: matches!(facts.intent, Intent::Record | Intent::RecordCapped).then_some(facts.counted),
+        value: matches!(facts.intent, Intent::Record | Intent::RecordCapped)
+            .then_some(facts.counted),
         balance: balance(limit.map(|l| l.enforcement), facts),
         period: Bounds { start: facts.period.start, end: facts.period.end },
         threshold: Threshold { state, percent },

@@ -72,7 +72,12 @@ impl Tier {
     }
 
     /// What the customer may use of `feature_id` at `now`.
-    pub fn entitlement<'a>(&self, catalog: &'a Catalog, feature_id: &str, now: Timestamp) -> Entitlement<'a> {
+    pub fn entitlement<'a>(
+        &self,
+        catalog: &'a Catalog,
+        feature_id: &str,
+        now: Timestamp,
+    ) -> Entitlement<'a> {
         if let Some(reason) = self.standing.denial(now) {
             return Entitlement::Denied(reason);
         }

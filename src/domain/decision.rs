@@ -46,7 +46,9 @@ impl Reason {
 pub enum Standing {
     Good,
     /// A payment failed; the plan is kept until the grace ends.
-    Grace { ends_at: Timestamp },
+    Grace {
+        ends_at: Timestamp,
+    },
     PastDue,
     Paused,
 }
@@ -187,7 +189,8 @@ pub fn threshold(limit: &Limit, usage: i64) -> (ThresholdState, Option<i64>) {
         let share = i128::from(usage) * 100 / i128::from(granted.max(1));
         Some(if granted == 0 { 100 } else { i64::try_from(share).unwrap_or(i64::MAX) })
     };
-    let nudged = |granted| match limit.nudge_at_percent.iter().any(|p| reached(usage, granted, *p)) {
+    let nudged = |granted| match limit.nudge_at_percent.iter().any(|p| reached(usage, granted, *p))
+    {
         true => ThresholdState::Nudge,
         false => ThresholdState::Ok,
     };
@@ -275,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_soft_limit_nudges_at_its_own_percents_and_has_no_cap() {
-        let soft = Limit { nudge_at_percent: vec![80, 100], ..limit(Enforcement::Soft { granted: 10 }) };
+        let soft =
+            Limit { nudge_at_percent: vec![80, 100], ..limit(Enforcement::Soft { granted: 10 }) };
         assert_eq!(crossing(&soft, 9, 10), Some(Crossing::Nudge { percent: 100 }));
         assert_eq!(crossing(&soft, 7, 12), Some(Crossing::Nudge { percent: 100 }));
         assert_eq!(crossing(&soft, 10, 20), None);

@@ -107,7 +107,11 @@ mod tests {
         assert!("acme-42 / eu".parse::<CustomerId>().is_ok());
         assert_eq!("".parse::<CustomerId>(), Err(InvalidId::Empty));
         assert_eq!("a\0b".parse::<CustomerId>(), Err(InvalidId::NotPrintable));
-        assert_eq!("а".parse::<CustomerId>(), Err(InvalidId::NotPrintable), "a Cyrillic look-alike");
+        assert_eq!(
+            "а".parse::<CustomerId>(),
+            Err(InvalidId::NotPrintable),
+            "a Cyrillic look-alike"
+        );
         assert!("x".repeat(128).parse::<CustomerId>().is_ok());
         assert_eq!("x".repeat(129).parse::<CustomerId>(), Err(InvalidId::TooLong { max: 128 }));
     }

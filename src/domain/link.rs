@@ -63,7 +63,11 @@ impl Links {
 
     /// The address for `customer_id` and `purpose`, good until `expires_at`.
     pub fn url(&self, purpose: Purpose, customer_id: &CustomerId, expires_at: Timestamp) -> String {
-        let payload = Payload { customer_id: customer_id.clone(), purpose, expires_at_s: expires_at.seconds() };
+        let payload = Payload {
+            customer_id: customer_id.clone(),
+            purpose,
+            expires_at_s: expires_at.seconds(),
+        };
         let json = serde_json::to_vec(&payload).expect("a payload is plain JSON");
         let signed = format!("v1.{}", URL_SAFE_NO_PAD.encode(json));
         let signature = URL_SAFE_NO_PAD.encode(mac(&self.keys[0], &signed).finalize().into_bytes());
@@ -71,7 +75,12 @@ impl Links {
     }
 
     /// Whose token this is, if it is good for `purpose` at `now`.
-    pub fn verify(&self, purpose: Purpose, token: &str, now: Timestamp) -> Result<CustomerId, InvalidToken> {
+    pub fn verify(
+        &self,
+        purpose: Purpose,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<CustomerId, InvalidToken> {
         let (signed, signature) = token.rsplit_once('.').ok_or(InvalidToken::Forged)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| InvalidToken::Forged)?;
         let genuine = self.keys.iter().any(|key| mac(key, signed).verify_slice(&signature).is_ok());
@@ -125,7 +134,10 @@ mod tests {
         let old = links(&["old"]).url(Purpose::Usage, &acme, end);
         let now = Timestamp::from_seconds(0);
         assert!(links(&["new", "old"]).verify(Purpose::Usage, token(&old), now).is_ok());
-        assert_eq!(links(&["new"]).verify(Purpose::Usage, token(&old), now), Err(InvalidToken::Forged));
+        assert_eq!(
+            links(&["new"]).verify(Purpose::Usage, token(&old), now),
+            Err(InvalidToken::Forged)
+        );
         for bad in ["", ".", "v1..", "v1.e30.AA", "v2.e30.AA"] {
             assert_eq!(links(&["new"]).verify(Purpose::Usage, bad, now), Err(InvalidToken::Forged));
         }

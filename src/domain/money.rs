@@ -104,8 +104,15 @@ impl fmt::Display for Money {
         let decimals = self.currency.decimals();
         let unit = 10_i64.pow(decimals);
         let sign = if self.minor < 0 { "-" } else { "" };
-        let (whole, rest) = (self.minor.unsigned_abs() / unit.unsigned_abs(), self.minor.unsigned_abs() % unit.unsigned_abs());
-        let amount = if rest == 0 { whole.to_string() } else { format!("{whole}.{rest:0width$}", width = decimals as usize) };
+        let (whole, rest) = (
+            self.minor.unsigned_abs() / unit.unsigned_abs(),
+            self.minor.unsigned_abs() % unit.unsigned_abs(),
+        );
+        let amount = if rest == 0 {
+            whole.to_string()
+        } else {
+            format!("{whole}.{rest:0width$}", width = decimals as usize)
+        };
         match self.currency.symbol() {
             Some(symbol) => write!(f, "{sign}{symbol}{amount}"),
             None => write!(f, "{sign}{amount} {}", self.currency.code().to_ascii_uppercase()),

@@ -81,7 +81,9 @@ pub fn overtaken_by(
     match kind {
         _ if !same_terms => Some("the plan has changed since"),
         NoticeKind::PlanUpgraded => None,
-        NoticeKind::UsageNudge | NoticeKind::CapReached if period_over => Some("its period is over"),
+        NoticeKind::UsageNudge | NoticeKind::CapReached if period_over => {
+            Some("its period is over")
+        }
         NoticeKind::UsageNudge if at_cap => Some("the cap was reached since"),
         NoticeKind::UsageNudge | NoticeKind::CapReached => None,
     }

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_leap_day_anchor_bills_yearly_on_the_28th() {
-        let cycle = Cycle { interval: Interval::Year, ..Cycle::local(0, at("2028-02-29T08:00:00Z")) };
+        let cycle =
+            Cycle { interval: Interval::Year, ..Cycle::local(0, at("2028-02-29T08:00:00Z")) };
         assert_eq!(
             cycle.period_at(at("2029-06-01T00:00:00Z")),
             period("2029-02-28T08:00:00Z", "2030-02-28T08:00:00Z")

@@ -15,6 +15,7 @@ mod tests;
 
 pub(crate) use mistakes::nearest;
 pub use mistakes::{PlanFileErrors, PlanFileMistake};
+pub use rules::parse_duration;
 
 /// Everything the plans file says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,11 +160,7 @@ impl Default for Schedule {
 impl Default for Policy {
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
-        Self {
-            post_upgrade_delay: DAY,
-            past_due_grace: 7 * DAY,
-            cost_overhead: BTreeMap::new(),
-        }
+        Self { post_upgrade_delay: DAY, past_due_grace: 7 * DAY, cost_overhead: BTreeMap::new() }
     }
 }
 
@@ -198,10 +195,8 @@ impl Catalog {
     }
 
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {
-        self.plans.iter().find(|plan| {
-            plan.price
-                .as_ref()
-                .is_some_and(|p| p.lookup_key == lookup_key)
-        })
+        self.plans
+            .iter()
+            .find(|plan| plan.price.as_ref().is_some_and(|p| p.lookup_key == lookup_key))
     }
 }

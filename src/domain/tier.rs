@@ -105,7 +105,9 @@ fn subscribed(
     let same = current.subscription.as_ref().is_some_and(|s| s.id == subscription.id);
     let series = current.cycle.series + i64::from(!same);
     let standing = match (&subscription.status, current.standing) {
-        (SubscriptionStatus::PastDue, Standing::Grace { ends_at }) if same => Standing::Grace { ends_at },
+        (SubscriptionStatus::PastDue, Standing::Grace { ends_at }) if same => {
+            Standing::Grace { ends_at }
+        }
         (SubscriptionStatus::PastDue, _) => Standing::Grace { ends_at: now.plus(grace) },
         (SubscriptionStatus::Unpaid, _) => Standing::PastDue,
         (SubscriptionStatus::Paused, _) => Standing::Paused,
@@ -145,7 +147,11 @@ fn unsubscribed(current: &Tier, subscriptions: &[Subscription], now: Timestamp) 
 }
 
 /// The move up from one plan to another, if it is one: both known, the second of higher rank.
-pub fn upgrade<'a>(catalog: &'a Catalog, before: &Tier, after: &Tier) -> Option<(&'a Plan, &'a Plan)> {
+pub fn upgrade<'a>(
+    catalog: &'a Catalog,
+    before: &Tier,
+    after: &Tier,
+) -> Option<(&'a Plan, &'a Plan)> {
     let (from, to) = (before.plan(catalog)?, after.plan(catalog)?);
     (to.rank > from.rank && after.standing == Standing::Good).then_some((from, to))
 }

@@ -39,7 +39,10 @@ pub(super) async fn run(app: &App, requests: &[Request]) -> Vec<Result<Decided, 
     requests.iter().map(|_| Err(GateError::Unavailable(None))).collect()
 }
 
-async fn try_once(app: &App, requests: &[Request]) -> Result<Vec<Result<Decided, GateError>>, StoreError> {
+async fn try_once(
+    app: &App,
+    requests: &[Request],
+) -> Result<Vec<Result<Decided, GateError>>, StoreError> {
     let mut tx = app.store.begin().await?;
     let mut batch = Batch::load(app, &mut tx, requests).await?;
     let results = requests.iter().map(|request| batch.decide(app, request)).collect();
@@ -70,8 +73,11 @@ impl Batch {
             .iter()
             .filter_map(|r| r.key.as_ref().map(|key| (&r.customer_id, key.key.as_str())))
             .collect();
-        let remembered =
-            if keyed.is_empty() { HashMap::new() } else { tx.remembered(&keyed).await?.into_iter().collect() };
+        let remembered = if keyed.is_empty() {
+            HashMap::new()
+        } else {
+            tx.remembered(&keyed).await?.into_iter().collect()
+        };
         let mut counters = HashMap::new();
         for request in requests {
             if let Some(customer) = customers.get(&request.customer_id) {
@@ -101,12 +107,17 @@ impl Batch {
     }
 
     fn decide(&mut self, app: &App, request: &Request) -> Result<Decided, GateError> {
-        let customer = self.customers.get(&request.customer_id).ok_or(GateError::UnknownCustomer)?;
+        let customer =
+            self.customers.get(&request.customer_id).ok_or(GateError::UnknownCustomer)?;
         if let Some(key) = &request.key {
             let known = self.remembered.get(&(customer.id.clone(), key.key.to_string()));
             if let Some(known) = known {
                 let same = known.request_hash == key.request_hash;
-                return if same { Ok((known.facts.clone(), known.plan_version)) } else { Err(GateError::KeyReused) };
+                return if same {
+                    Ok((known.facts.clone(), known.plan_version))
+                } else {
+                    Err(GateError::KeyReused)
+                };
             }
         }
         if !self.catalog.features.contains_key(&request.feature_id) {
@@ -115,8 +126,10 @@ impl Batch {
         let period = customer.tier.cycle.period_at(self.now);
         let key = counter_key(customer, &request.feature_id, period);
         let counter = self.counters.get(&key).map(|(_, counter)| *counter).unwrap_or_default();
-        let entitlement = customer.tier.entitlement(&self.catalog, request.feature_id.as_str(), self.now);
-        let verdict = decide(entitlement, counter.usage, counter.reserved, request.value, request.intent);
+        let entitlement =
+            customer.tier.entitlement(&self.catalog, request.feature_id.as_str(), self.now);
+        let verdict =
+            decide(entitlement, counter.usage, counter.reserved, request.value, request.intent);
         let facts = Facts {
             customer_id: customer.id.clone(),
             feature_id: request.feature_id.clone(),
@@ -136,7 +149,8 @@ impl Batch {
                 Entitlement::Granted(limit) => crossing(limit, counter.usage, facts.usage),
                 Entitlement::Denied(_) => None,
             };
-            self.notices.extend(crossed.map(|c| notice(app, customer, &facts, c, self.plan_version)));
+            self.notices
+                .extend(crossed.map(|c| notice(app, customer, &facts, c, self.plan_version)));
             self.count(app, key.clone(), counter, &facts);
         }
         if verdict.counted > 0 || request.key.is_some() {
@@ -148,12 +162,15 @@ impl Batch {
     /// Moves the counter, and the metering window if the usage is to be reported.
     fn count(&mut self, app: &App, key: CounterKey, mut counter: Counter, facts: &Facts) {
         counter.usage = facts.usage;
-        let meter = self.catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
-        let stripe_id = self.customers.get(&key.customer_id).and_then(|c| c.stripe_customer_id.as_ref());
+        let meter =
+            self.catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
+        let stripe_id =
+            self.customers.get(&key.customer_id).and_then(|c| c.stripe_customer_id.as_ref());
         if let (Some(event_name), Some(stripe_id)) = (meter, stripe_id) {
             let window = self.catalog.metering_window;
             let closed = counter.meter(facts.counted, self.now, facts.period, window);
-            self.meter_events.extend(closed.map(|w| meter_event(app, self.now, &key, event_name, stripe_id, w)));
+            self.meter_events
+                .extend(closed.map(|w| meter_event(app, self.now, &key, event_name, stripe_id, w)));
         }
         self.touched.insert(key.clone());
         self.counters.insert(key, (facts.period, counter));
@@ -209,7 +226,8 @@ async fn load_customers(
     let mut wanted: Vec<&CustomerId> = requests.iter().map(|r| &r.customer_id).collect();
     wanted.sort();
     wanted.dedup();
-    let by_id = |customers: Vec<Customer>| customers.into_iter().map(|c| (c.id.clone(), c)).collect();
+    let by_id =
+        |customers: Vec<Customer>| customers.into_iter().map(|c| (c.id.clone(), c)).collect();
     let mut known: HashMap<_, _> = by_id(tx.lock_customers(&wanted).await?);
     let mut created = Vec::new();
     for request in requests {
@@ -217,7 +235,8 @@ async fn load_customers(
             && !known.contains_key(&request.customer_id)
             && !created.contains(&&request.customer_id)
         {
-            tx.insert_customer(&new_customer(request.customer_id.clone(), profile.clone(), tx.now)).await?;
+            tx.insert_customer(&new_customer(request.customer_id.clone(), profile.clone(), tx.now))
+                .await?;
             created.push(&request.customer_id);
         }
     }
@@ -229,7 +248,14 @@ async fn load_customers(
 
 /// A customer on the default plan, created now.
 pub fn new_customer(id: CustomerId, profile: Profile, now: Timestamp) -> Customer {
-    Customer { id, profile, stripe_customer_id: None, created_at: now, tier: Tier::initial(now), revision: 1 }
+    Customer {
+        id,
+        profile,
+        stripe_customer_id: None,
+        created_at: now,
+        tier: Tier::initial(now),
+        revision: 1,
+    }
 }
 
 fn counter_key(customer: &Customer, feature_id: &FeatureId, period: BillingPeriod) -> CounterKey {
@@ -241,7 +267,13 @@ fn counter_key(customer: &Customer, feature_id: &FeatureId, period: BillingPerio
     }
 }
 
-fn notice(app: &App, customer: &Customer, facts: &Facts, crossed: Crossing, plan_version: i64) -> Notice {
+fn notice(
+    app: &App,
+    customer: &Customer,
+    facts: &Facts,
+    crossed: Crossing,
+    plan_version: i64,
+) -> Notice {
     let (kind, percent) = match crossed {
         Crossing::Cap => (NoticeKind::CapReached, 100),
         Crossing::Nudge { percent } => (NoticeKind::UsageNudge, i64::from(percent)),

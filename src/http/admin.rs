@@ -104,7 +104,9 @@ pub async fn inbox(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<V
 pub async fn outbox(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<Value>, ApiError> {
     let query = wanted(query)?;
     let store = &daemon.app.store;
-    Ok(list(store.list_meter_events(query.customer_id.as_deref(), query.state.as_deref(), ROWS).await?))
+    Ok(list(
+        store.list_meter_events(query.customer_id.as_deref(), query.state.as_deref(), ROWS).await?,
+    ))
 }
 
 /// How each job's last run went.

@@ -17,7 +17,10 @@ use crate::gate::{Request, RequestKey};
 const MAX_PROPERTIES: usize = 4096;
 
 /// May this customer run? Read-only, unless `send_event` asks for the run to be counted at once.
-pub async fn check(State(daemon): State<Daemon>, Body(body): Body) -> Result<Json<Answer>, ApiError> {
+pub async fn check(
+    State(daemon): State<Daemon>,
+    Body(body): Body,
+) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let value = fields.quantity("required_balance")?;
     let intent = if fields.boolean("send_event")? { Intent::Consume } else { Intent::Check };
@@ -26,7 +29,10 @@ pub async fn check(State(daemon): State<Daemon>, Body(body): Body) -> Result<Jso
 }
 
 /// Counts a run that has already happened.
-pub async fn track(State(daemon): State<Daemon>, Body(body): Body) -> Result<Json<Answer>, ApiError> {
+pub async fn track(
+    State(daemon): State<Daemon>,
+    Body(body): Body,
+) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let value = fields.quantity("value")?;
     let behavior = fields
@@ -63,7 +69,8 @@ fn properties(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let json = properties.into_json();
     // PostgreSQL's JSON cannot hold a NUL, and nothing sensible has one.
     if json.len() > MAX_PROPERTIES || json.contains("\\u0000") {
-        let wanted = format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
+        let wanted =
+            format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
     Ok(Some(json))

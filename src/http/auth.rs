@@ -57,7 +57,8 @@ impl KeyRing {
 
     fn remember(&self, hash: String, good_until: Option<Timestamp>) -> Known {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let limiter = || self.rate_limit.map(|rate| Arc::new(RateLimiter::direct(Quota::per_second(rate))));
+        let limiter =
+            || self.rate_limit.map(|rate| Arc::new(RateLimiter::direct(Quota::per_second(rate))));
         let entry = known.entry(hash).or_insert_with(|| Known { good_until, limiter: limiter() });
         entry.good_until = good_until;
         entry.clone()

@@ -33,7 +33,11 @@ impl<S: Send + Sync> FromRequest<S> for Body {
                 "the body must have at most 1 MiB",
             )),
             Ok(Err(_)) => Err(ApiError::malformed("the body could not be read to its end")),
-            Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body took over 30 s")),
+            Err(_) => Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "too_slow",
+                "the body took over 30 s",
+            )),
         }
     }
 }
@@ -57,7 +61,9 @@ impl Fields {
             Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
             Err(error) => {
                 let (line, column) = (error.line(), error.column());
-                Err(ApiError::malformed(format!("the body is not JSON: see line {line}, column {column}")))
+                Err(ApiError::malformed(format!(
+                    "the body is not JSON: see line {line}, column {column}"
+                )))
             }
         }
     }
@@ -125,17 +131,26 @@ impl Fields {
             Some(Value::Number(number)) => number
                 .as_i64()
                 .filter(|value| (1..=MAX_QUANTITY).contains(value))
-                .ok_or_else(|| ApiError::invalid(self.name(field), "must be an integer from 1 to 1000000000")),
+                .ok_or_else(|| {
+                    ApiError::invalid(self.name(field), "must be an integer from 1 to 1000000000")
+                }),
             Some(_) => Err(self.wrong_type(field, "a number")),
         }
     }
 
     /// One of the given words.
-    pub fn word<T: Copy>(&mut self, field: &str, words: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+    pub fn word<T: Copy>(
+        &mut self,
+        field: &str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-        let wanted = || words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
-        found.map(Some).ok_or_else(|| ApiError::invalid(self.name(field), format!("must be {}", wanted())))
+        let wanted =
+            || words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+        found
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid(self.name(field), format!("must be {}", wanted())))
     }
 
     /// A name for people to read: control characters are taken out, and it must not be too long.
@@ -154,12 +169,17 @@ impl Fields {
     pub fn email(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
         let parts = text.split_once('@');
-        let plausible = parts.is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty() && !domain.contains('@'));
+        let plausible = parts.is_some_and(|(local, domain)| {
+            !local.is_empty() && !domain.is_empty() && !domain.contains('@')
+        });
         let clean = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
         if plausible && clean && text.len() <= 254 {
             Ok(Some(text))
         } else {
-            Err(ApiError::invalid(self.name(field), "must be an e-mail address of at most 254 characters"))
+            Err(ApiError::invalid(
+                self.name(field),
+                "must be an e-mail address of at most 254 characters",
+            ))
         }
     }
 
@@ -167,7 +187,9 @@ impl Fields {
     pub fn object(&mut self, field: &str) -> Result<Option<Fields>, ApiError> {
         match self.take(field) {
             None => Ok(None),
-            Some(Value::Object(fields)) => Ok(Some(Fields { fields, path: format!("{}.", self.name(field)) })),
+            Some(Value::Object(fields)) => {
+                Ok(Some(Fields { fields, path: format!("{}.", self.name(field)) }))
+            }
             Some(_) => Err(self.wrong_type(field, "an object")),
         }
     }
@@ -184,7 +206,8 @@ impl Fields {
             Some(field) => {
                 let name = self.name(field);
                 let message = "this field is not known here".to_owned();
-                Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_field", message).param(short(&name)))
+                Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "unknown_field", message)
+                    .param(short(&name)))
             }
         }
     }
@@ -201,7 +224,9 @@ pub fn canonical(value: &Value) -> Value {
         Value::Object(fields) => {
             let mut sorted: Vec<_> = fields.iter().collect();
             sorted.sort_by_key(|(name, _)| *name);
-            Value::Object(sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value))).collect())
+            Value::Object(
+                sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value))).collect(),
+            )
         }
         Value::Array(values) => Value::Array(values.iter().map(canonical).collect()),
         other => other.clone(),

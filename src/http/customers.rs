@@ -99,19 +99,32 @@ pub async fn put(
     if linked {
         // The customer may have had a subscription long before: look, as after a webhook.
         let event_id = app.entropy.id("linked", tx.now);
-        tx.insert_event(&event_id, LINKED, after.stripe_customer_id.as_deref(), Some(id.as_str()), "{}").await?;
+        tx.insert_event(
+            &event_id,
+            LINKED,
+            after.stripe_customer_id.as_deref(),
+            Some(id.as_str()),
+            "{}",
+        )
+        .await?;
     }
     tx.commit().await?;
     app.nudges.inbox.notify_one();
     show(&daemon, &id).await
 }
 
-pub async fn get(State(daemon): State<Daemon>, Path(id): Path<String>) -> Result<Json<CustomerBody>, ApiError> {
+pub async fn get(
+    State(daemon): State<Daemon>,
+    Path(id): Path<String>,
+) -> Result<Json<CustomerBody>, ApiError> {
     show(&daemon, &customer_id(id)?).await
 }
 
 /// Forgets who the customer is; its usage stays in the books without a name.
-pub async fn delete(State(daemon): State<Daemon>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+pub async fn delete(
+    State(daemon): State<Daemon>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
     let id = customer_id(id)?;
     let app = &daemon.app;
     let mut tx = app.store.begin().await?;
@@ -186,7 +199,10 @@ fn changes(body: &[u8]) -> Result<Changes, ApiError> {
         let form = printable_ascii(stripe_id, 255).is_ok()
             && stripe_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !form || !stripe_id.starts_with("cus_") {
-            return Err(ApiError::invalid("stripe_customer_id", "must be a Stripe customer's id such as \"cus_…\""));
+            return Err(ApiError::invalid(
+                "stripe_customer_id",
+                "must be a Stripe customer's id such as \"cus_…\"",
+            ));
         }
     }
     fields.finish()?;

@@ -37,7 +37,8 @@ impl ApiError {
     /// 422: a field has the right type and a wrong value.
     pub fn invalid(param: impl Into<String>, wanted: impl std::fmt::Display) -> Self {
         let param = param.into();
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", format!("{param} {wanted}")).param(param)
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", format!("{param} {wanted}"))
+            .param(param)
     }
 
     pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
@@ -52,7 +53,8 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({"error": {"code": self.code, "message": self.message, "param": self.param}});
+        let body =
+            json!({"error": {"code": self.code, "message": self.message, "param": self.param}});
         let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         match self.status {
@@ -82,9 +84,10 @@ impl From<GateError> for ApiError {
                 "idempotency_key was used with another request; use a new key for a new request",
             )
             .param("idempotency_key"),
-            GateError::Overloaded => {
-                Self::unavailable("overloaded", "too many requests are waiting; nothing was counted")
-            }
+            GateError::Overloaded => Self::unavailable(
+                "overloaded",
+                "too many requests are waiting; nothing was counted",
+            ),
             GateError::Unavailable(cause) => {
                 if let Some(error) = cause {
                     tracing::error!(%error, "the gate could not answer");

@@ -16,7 +16,10 @@ pub async fn healthz() -> &'static str {
 pub async fn readyz(State(daemon): State<Daemon>) -> Result<&'static str, ApiError> {
     match daemon.app.store.is_migrated().await {
         Ok(true) => Ok("ready\n"),
-        _ => Err(ApiError::unavailable("not_ready", "the database does not answer, or its schema is another")),
+        _ => Err(ApiError::unavailable(
+            "not_ready",
+            "the database does not answer, or its schema is another",
+        )),
     }
 }
 

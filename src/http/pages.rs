@@ -60,7 +60,9 @@ async fn page(
 ) -> Response {
     let page = match token {
         Ok(Query(query)) => render(daemon, &query.token, purpose, title, how_to).await,
-        Err(_) => Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_link", "this link is not valid")),
+        Err(_) => {
+            Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_link", "this link is not valid"))
+        }
     };
     let mut response = match page {
         Ok(html) => Html(html).into_response(),
@@ -69,7 +71,10 @@ async fn page(
     };
     let headers = response.headers_mut();
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CACHE_CONTROL, "no-store"),
@@ -98,7 +103,8 @@ async fn render(
     let mut features = Vec::new();
     for feature_id in plan.into_iter().flat_map(|plan| plan.limits.keys()) {
         let answer = daemon.gate.ask(question(&id, feature_id)).await?;
-        let name = catalog.features.get(feature_id).map_or(feature_id.as_str(), |f| f.name.as_str());
+        let name =
+            catalog.features.get(feature_id).map_or(feature_id.as_str(), |f| f.name.as_str());
         features.push(FeatureRow {
             name: name.to_owned(),
             usage: thousands(answer.balance.usage),
@@ -115,6 +121,10 @@ async fn render(
     context.insert("how_to", &how_to);
     PAGES.render("usage.html", &context).map_err(|error| {
         tracing::error!(%error, "a page could not be rendered");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong here; it is logged")
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "something went wrong here; it is logged",
+        )
     })
 }

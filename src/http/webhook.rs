@@ -24,7 +24,8 @@ pub async fn stripe(
     let header = headers.get("stripe-signature").and_then(|value| value.to_str().ok());
     signature::verify(header, &body, secrets, app.clock.now()).map_err(|error| {
         refused("signature");
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_signature", error.to_string()).param("Stripe-Signature")
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_signature", error.to_string())
+            .param("Stripe-Signature")
     })?;
     let event = event::parse(&body).map_err(|error| {
         refused("body");
@@ -38,11 +39,18 @@ pub async fn stripe(
         let message = "this event is of the other mode (test or live) than STRIPE_SECRET_KEY";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "wrong_mode", message).param("livemode"));
     }
-    let text = std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
+    let text =
+        std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
     let named = event.client_reference_id.as_deref().or(event.tollgate_customer_id.as_deref());
     let mut tx = app.store.begin().await?;
     let new = tx
-        .insert_event(&event.id, &event.event_type, event.stripe_customer_id.as_deref(), named, text)
+        .insert_event(
+            &event.id,
+            &event.event_type,
+            event.stripe_customer_id.as_deref(),
+            named,
+            text,
+        )
         .await?;
     tx.commit().await?;
     metrics::counter!("tollgate_webhooks_received_total", "new" => if new { "true" } else { "false" }).increment(1);

@@ -13,7 +13,9 @@ use crate::clock::Timestamp;
 use crate::domain::answer::offer;
 use crate::domain::customer::Customer;
 use crate::domain::link::Purpose;
-use crate::domain::notice::{NoticeKind, NoticeMail, NoticeState, UpgradeFacts, UpgradeOffer, UsageFacts, overtaken_by};
+use crate::domain::notice::{
+    NoticeKind, NoticeMail, NoticeState, UpgradeFacts, UpgradeOffer, UsageFacts, overtaken_by,
+};
 use crate::domain::plan::{Catalog, Enforcement, Feature};
 use crate::domain::usage::pace;
 use crate::mail::{Delivery, Mailer, OutgoingMail};
@@ -31,7 +33,10 @@ const GIVE_UP_AFTER: u32 = 3;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     let Some(mailer) = &app.mailer else {
-        return Ok(Progress { note: Some("no SMTP_URL is configured".to_owned()), ..Progress::default() });
+        return Ok(Progress {
+            note: Some("no SMTP_URL is configured".to_owned()),
+            ..Progress::default()
+        });
     };
     settle_abandoned(app).await?;
     let due = app.store.due_notices(app.clock.now(), AT_ONCE).await?;
@@ -55,10 +60,14 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
 async fn settle_abandoned(app: &App) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
     let before = tx.now.minus(SENDING_FOR);
-    let abandoned = tx.give_up_sending(before, "the process that sent it died before the answer").await?;
+    let abandoned =
+        tx.give_up_sending(before, "the process that sent it died before the answer").await?;
     tx.commit().await?;
     if abandoned > 0 {
-        tracing::error!(notices = abandoned, "whether these mails went out is unknown: support decides");
+        tracing::error!(
+            notices = abandoned,
+            "whether these mails went out is unknown: support decides"
+        );
     }
     Ok(())
 }
@@ -78,13 +87,16 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
     }
     let catalog = app.plans.version(notice.plan_version, &app.store).await?;
     let customer = customer.filter(|c| c.profile.email.is_some());
-    let Some((customer, mail)) = customer.and_then(|c| word(app, notice, &c, &catalog).map(|m| (c, m))) else {
+    let Some((customer, mail)) =
+        customer.and_then(|c| word(app, notice, &c, &catalog).map(|m| (c, m)))
+    else {
         let why = "the customer has no e-mail address, or its plan is gone";
         return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(why)).await;
     };
     let rendered = app.templates.render(&mail)?;
     let mut tx = app.store.begin().await?;
-    let ours = tx.move_notice(&notice.notice_id, NoticeState::Due, NoticeState::Sending, None).await?;
+    let ours =
+        tx.move_notice(&notice.notice_id, NoticeState::Due, NoticeState::Sending, None).await?;
     let date = tx.now;
     tx.commit().await?;
     if !ours {
@@ -92,7 +104,7 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
     }
     let delivery = mailer
         .send(&OutgoingMail {
-            message_id: notice.notice_id.clone(),
+            message_id: format!("{}@{}", notice.notice_id, mailer.domain()),
             to_address: customer.profile.email.unwrap_or_default(),
             to_name: customer.profile.name,
             date,
@@ -116,8 +128,12 @@ async fn conclude(app: &App, notice: &Notice, delivery: Delivery) -> anyhow::Res
             settle(app, notice, sending, NoticeState::Sent, None).await?;
             Ok(Outcome::Sent)
         }
-        Delivery::Refused { reason } => settle(app, notice, sending, NoticeState::Failed, Some(&reason)).await,
-        Delivery::Unknown { reason } => settle(app, notice, sending, NoticeState::Unknown, Some(&reason)).await,
+        Delivery::Refused { reason } => {
+            settle(app, notice, sending, NoticeState::Failed, Some(&reason)).await
+        }
+        Delivery::Unknown { reason } => {
+            settle(app, notice, sending, NoticeState::Unknown, Some(&reason)).await
+        }
         Delivery::TryLater { reason } => {
             let mut tx = app.store.begin().await?;
             let due_at = tx.now.plus(retry_wait(notice.attempts));
@@ -171,10 +187,13 @@ async fn overtaken(
         })
         .await?;
     let plan = customer.tier.plan(catalog);
-    let cap = plan.and_then(|plan| plan.limits.get(&notice.feature_id)).and_then(|limit| match limit.enforcement {
-        Enforcement::Hard { granted } => Some(granted),
-        Enforcement::Soft { .. } | Enforcement::Unlimited => None,
-    });
+    let cap =
+        plan.and_then(|plan| plan.limits.get(&notice.feature_id)).and_then(|limit| {
+            match limit.enforcement {
+                Enforcement::Hard { granted } => Some(granted),
+                Enforcement::Soft { .. } | Enforcement::Unlimited => None,
+            }
+        });
     Ok(overtaken_by(
         notice.kind,
         notice.entitlement_version == customer.tier.entitlement_version
@@ -186,12 +205,23 @@ async fn overtaken(
 }
 
 /// Words a notice from its facts and the plans it arose under.
-fn word(app: &App, notice: &Notice, customer: &Customer, catalog: &Arc<Catalog>) -> Option<NoticeMail> {
+fn word(
+    app: &App,
+    notice: &Notice,
+    customer: &Customer,
+    catalog: &Arc<Catalog>,
+) -> Option<NoticeMail> {
     let feature = catalog.features.get(&notice.feature_id)?;
     Some(match notice.kind {
-        NoticeKind::UsageNudge => NoticeMail::UsageNudge(usage_facts(app, notice, customer, catalog, feature)?),
-        NoticeKind::CapReached => NoticeMail::CapReached(usage_facts(app, notice, customer, catalog, feature)?),
-        NoticeKind::PlanUpgraded => NoticeMail::PlanUpgraded(upgrade_facts(app, notice, customer, catalog, feature)?),
+        NoticeKind::UsageNudge => {
+            NoticeMail::UsageNudge(usage_facts(app, notice, customer, catalog, feature)?)
+        }
+        NoticeKind::CapReached => {
+            NoticeMail::CapReached(usage_facts(app, notice, customer, catalog, feature)?)
+        }
+        NoticeKind::PlanUpgraded => {
+            NoticeMail::PlanUpgraded(upgrade_facts(app, notice, customer, catalog, feature)?)
+        }
     })
 }
 
@@ -222,7 +252,8 @@ fn usage_facts(
         period_days: pace.period_days,
         projected: pace.projected,
         resets_at: notice.period.end,
-        upgrade: next.map(|next| UpgradeOffer { url: link(Purpose::Upgrade), ..offer(feature, next) }),
+        upgrade: next
+            .map(|next| UpgradeOffer { url: link(Purpose::Upgrade), ..offer(feature, next) }),
         usage_url: link(Purpose::Usage),
     })
 }

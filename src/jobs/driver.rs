@@ -58,8 +58,12 @@ impl Jobs {
     /// How each job's last run went.
     pub fn status(&self) -> Vec<JobStatus> {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let never = |job: Job| JobStatus { job: job.name(), last_run_at: None, ok: true, note: None };
-        Job::ALL.into_iter().map(|job| status.get(&job).cloned().unwrap_or_else(|| never(job))).collect()
+        let never =
+            |job: Job| JobStatus { job: job.name(), last_run_at: None, ok: true, note: None };
+        Job::ALL
+            .into_iter()
+            .map(|job| status.get(&job).cloned().unwrap_or_else(|| never(job)))
+            .collect()
     }
 
     async fn run(&self, job: Job, app: &App) {
@@ -111,7 +115,8 @@ impl Jobs {
             Err(error) => (false, Some(format!("{error:#}")), false),
         };
         let name = job.name();
-        let before = self.status().into_iter().find(|status| status.job == name).and_then(|s| s.note);
+        let before =
+            self.status().into_iter().find(|status| status.job == name).and_then(|s| s.note);
         if !ok && before != note {
             // The same failure at every tick is said once; the status and the metric go on.
             tracing::error!(job = name, error = note, "a job's step failed");
@@ -135,9 +140,12 @@ fn next_run(schedule: &Schedule, now: Timestamp) -> Timestamp {
 /// checked, so an expression that names none is one like the 30th of February: an hour later is
 /// as good as any time to look again.
 fn next_tick(expression: &str, now: Timestamp) -> Timestamp {
-    let parsed: Option<Cron> = CronParser::builder().seconds(Seconds::Optional).build().parse(expression).ok();
+    let parsed: Option<Cron> =
+        CronParser::builder().seconds(Seconds::Optional).build().parse(expression).ok();
     parsed
-        .and_then(|cron| cron.find_next_occurrence(&now.to_jiff().to_zoned(TimeZone::UTC), false).ok())
+        .and_then(|cron| {
+            cron.find_next_occurrence(&now.to_jiff().to_zoned(TimeZone::UTC), false).ok()
+        })
         .map_or(now.plus(Duration::from_secs(3600)), |next| Timestamp::from_jiff(next.timestamp()))
 }
 

@@ -108,7 +108,10 @@ async fn close_windows(app: &App) -> anyhow::Result<Progress> {
 
 async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
     if app.stripe.is_none() {
-        return Ok(Progress { note: Some("no Stripe key is configured".to_owned()), ..Progress::default() });
+        return Ok(Progress {
+            note: Some("no Stripe key is configured".to_owned()),
+            ..Progress::default()
+        });
     }
     let sent = usage::send_due(app).await?;
     let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);

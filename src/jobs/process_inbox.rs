@@ -36,7 +36,9 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     // One fetch serves all of a customer's events: each of them only says that something changed.
     for (id, events) in by_customer {
         match sync_customer(app, &id, Mode::Apply).await {
-            Ok(_) => settle(app, &events, |_| EventOutcome::Applied { customer_id: id.clone() }).await?,
+            Ok(_) => {
+                settle(app, &events, |_| EventOutcome::Applied { customer_id: id.clone() }).await?
+            }
             Err(error) => {
                 tracing::warn!(customer_id = %id, %error, "a webhook could not be applied yet");
                 settle(app, &events, |event| after_failure(app, event, &error)).await?;
@@ -91,7 +93,10 @@ fn after_failure(app: &App, event: &StoredEvent, error: &SyncError) -> EventOutc
     }
     let doublings = u32::try_from(event.attempts.clamp(0, 11)).unwrap_or(11);
     let wait = Duration::from_secs(2_u64.pow(doublings)).min(Duration::from_secs(900));
-    EventOutcome::TryAgain { at: app.clock.now().plus(app.entropy.jitter(wait)), reason: error.to_string() }
+    EventOutcome::TryAgain {
+        at: app.clock.now().plus(app.entropy.jitter(wait)),
+        reason: error.to_string(),
+    }
 }
 
 async fn settle(

@@ -10,7 +10,10 @@ const AT_ONCE: i64 = 100;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     if app.stripe.is_none() {
-        return Ok(Progress { note: Some("no Stripe key is configured".to_owned()), ..Progress::default() });
+        return Ok(Progress {
+            note: Some("no Stripe key is configured".to_owned()),
+            ..Progress::default()
+        });
     }
     let overdue = app.store.customers_with_overdue_renewal(app.clock.now(), AT_ONCE).await?;
     let mut done = 0;

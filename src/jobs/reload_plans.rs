@@ -21,7 +21,10 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     match app.store.active_plans().await? {
         Some((version, source)) if version > running => {
             app.plans.activate(version, Catalog::parse(&source)?);
-            tracing::info!(version, "plans that another replica put in force are in force here too");
+            tracing::info!(
+                version,
+                "plans that another replica put in force are in force here too"
+            );
             Ok(Progress { done: 1, ..Progress::default() })
         }
         _ => Ok(Progress::default()),

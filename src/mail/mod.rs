@@ -76,6 +76,11 @@ impl Mailer {
         Ok(Self { from, route })
     }
 
+    /// The domain of the sender, in which message ids are made.
+    pub fn domain(&self) -> &str {
+        self.from.email.domain()
+    }
+
     /// Makes one attempt to hand `mail` over. Dropping the future in mid-dialogue closes its
     /// connection; what became of the mail is then as unknown as [`Delivery::Unknown`].
     pub async fn send(&self, mail: &OutgoingMail) -> Delivery {

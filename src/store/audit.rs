@@ -18,7 +18,11 @@ pub struct AuditEntry {
 
 impl Store {
     /// A customer's entries, or all; the newest first.
-    pub async fn list_audit(&self, customer_id: Option<&str>, limit: i64) -> Result<Vec<AuditEntry>> {
+    pub async fn list_audit(
+        &self,
+        customer_id: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>> {
         let rows = sqlx::query(
             "SELECT * FROM audit WHERE ($1 = '' OR customer_id = $1) \
              ORDER BY at_ms DESC, audit_id DESC LIMIT $2",
@@ -36,7 +40,8 @@ impl Store {
                     actor: row.try_get("actor")?,
                     action: row.try_get("action")?,
                     customer_id: row.try_get("customer_id")?,
-                    detail: serde_json::from_str(&detail).unwrap_or(serde_json::Value::String(detail)),
+                    detail: serde_json::from_str(&detail)
+                        .unwrap_or(serde_json::Value::String(detail)),
                 })
             })
             .collect()

@@ -71,7 +71,8 @@ impl Tx {
         let sql = format!(
             "SELECT {COLUMNS} FROM customers WHERE customer_id = $1 AND deleted_at_ms IS NULL{lock}"
         );
-        let row = sqlx::query(assembled(sql)).bind(id.as_str()).fetch_optional(self.connection()).await?;
+        let row =
+            sqlx::query(assembled(sql)).bind(id.as_str()).fetch_optional(self.connection()).await?;
         row.as_ref().map(read).transpose()
     }
 
@@ -128,7 +129,11 @@ impl Tx {
         .bind(tier.entitlement_version)
         .execute(self.connection())
         .await?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Conflict { what: "the customer" }) }
+        if done.rows_affected() == 1 {
+            Ok(())
+        } else {
+            Err(StoreError::Conflict { what: "the customer" })
+        }
     }
 
     /// Forgets who the customer is and takes it out of use. Its usage stays in the ledger.
@@ -175,7 +180,8 @@ pub(crate) fn read(row: &AnyRow) -> Result<Customer> {
         _ => None,
     };
     let plan_id: Option<String> = row.try_get("plan_id")?;
-    let stripe = match (time_or_none(row, "stripe_start_ms")?, time_or_none(row, "stripe_end_ms")?) {
+    let stripe = match (time_or_none(row, "stripe_start_ms")?, time_or_none(row, "stripe_end_ms")?)
+    {
         (Some(start), Some(end)) => Some(BillingPeriod { start, end }),
         _ => None,
     };
@@ -213,7 +219,8 @@ fn read_standing(row: &AnyRow) -> Result<Standing> {
     match row.try_get("standing")? {
         "good" => Ok(Standing::Good),
         "grace" => {
-            let ends_at = time_or_none(row, "grace_ends_at_ms")?.ok_or(corrupt("grace_ends_at_ms"))?;
+            let ends_at =
+                time_or_none(row, "grace_ends_at_ms")?.ok_or(corrupt("grace_ends_at_ms"))?;
             Ok(Standing::Grace { ends_at })
         }
         "past_due" => Ok(Standing::PastDue),

@@ -27,12 +27,19 @@ pub struct StoredEvent {
 /// What becomes of a stored event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventOutcome {
-    Applied { customer_id: CustomerId },
+    Applied {
+        customer_id: CustomerId,
+    },
     /// Nothing in it concerns a tier.
     Ignored,
     /// It cannot be applied now, and waiting will not help; someone has to.
-    Parked { reason: String },
-    TryAgain { at: Timestamp, reason: String },
+    Parked {
+        reason: String,
+    },
+    TryAgain {
+        at: Timestamp,
+        reason: String,
+    },
 }
 
 const COLUMNS: &str = "event_id, event_type, stripe_customer_id, customer_id, state, attempts, \
@@ -105,10 +112,14 @@ impl Tx {
     pub async fn settle_event(&mut self, event_id: &str, outcome: &EventOutcome) -> Result<()> {
         let now = self.now.ms();
         let (state, customer_id, at, detail) = match outcome {
-            EventOutcome::Applied { customer_id } => ("applied", Some(customer_id.as_str()), now, None),
+            EventOutcome::Applied { customer_id } => {
+                ("applied", Some(customer_id.as_str()), now, None)
+            }
             EventOutcome::Ignored => ("ignored", None, now, None),
             EventOutcome::Parked { reason } => ("parked", None, now, Some(reason.as_str())),
-            EventOutcome::TryAgain { at, reason } => ("pending", None, at.ms(), Some(reason.as_str())),
+            EventOutcome::TryAgain { at, reason } => {
+                ("pending", None, at.ms(), Some(reason.as_str()))
+            }
         };
         sqlx::query(
             "UPDATE stripe_events SET state = $2, customer_id = COALESCE($3, customer_id), detail = $4, \

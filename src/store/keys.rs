@@ -18,10 +18,11 @@ pub struct ApiKey {
 impl Store {
     /// The id of the key with this hash, unless it is revoked.
     pub async fn live_key(&self, hash: &str) -> Result<Option<String>> {
-        let row = sqlx::query("SELECT key_id FROM api_keys WHERE hash = $1 AND revoked_at_ms IS NULL")
-            .bind(hash)
-            .fetch_optional(&self.readers)
-            .await?;
+        let row =
+            sqlx::query("SELECT key_id FROM api_keys WHERE hash = $1 AND revoked_at_ms IS NULL")
+                .bind(hash)
+                .fetch_optional(&self.readers)
+                .await?;
         row.map(|row| Ok(row.try_get("key_id")?)).transpose()
     }
 
@@ -47,13 +48,15 @@ impl Store {
 impl Tx {
     pub async fn insert_key(&mut self, key_id: &str, name: &str, hash: &str) -> Result<()> {
         let now = self.now.ms();
-        sqlx::query("INSERT INTO api_keys (key_id, name, hash, created_at_ms) VALUES ($1, $2, $3, $4)")
-            .bind(key_id)
-            .bind(name)
-            .bind(hash)
-            .bind(now)
-            .execute(self.connection())
-            .await?;
+        sqlx::query(
+            "INSERT INTO api_keys (key_id, name, hash, created_at_ms) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(key_id)
+        .bind(name)
+        .bind(hash)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
         Ok(())
     }
 

@@ -108,7 +108,8 @@ impl Tx {
     pub async fn lock_notice(&mut self, notice_id: &str) -> Result<Option<Notice>> {
         let lock = self.dialect.lock_rows();
         let sql = format!("SELECT * FROM notices WHERE notice_id = $1{lock}");
-        let row = sqlx::query(assembled(sql)).bind(notice_id).fetch_optional(self.connection()).await?;
+        let row =
+            sqlx::query(assembled(sql)).bind(notice_id).fetch_optional(self.connection()).await?;
         row.as_ref().map(read).transpose()
     }
 
@@ -137,7 +138,12 @@ impl Tx {
     }
 
     /// Puts a notice that was being sent back to wait until `due_at`.
-    pub async fn postpone_notice(&mut self, notice_id: &str, due_at: Timestamp, detail: &str) -> Result<()> {
+    pub async fn postpone_notice(
+        &mut self,
+        notice_id: &str,
+        due_at: Timestamp,
+        detail: &str,
+    ) -> Result<()> {
         let now = self.now.ms();
         sqlx::query(
             "UPDATE notices SET state = 'due', due_at_ms = $2, detail = $3, state_since_ms = $4 \
@@ -181,7 +187,10 @@ fn read(row: &AnyRow) -> Result<Notice> {
         customer_id: customers::parse_id(row.try_get("customer_id")?)?,
         feature_id: feature.try_into().map_err(|_| corrupt("feature_id"))?,
         series: row.try_get("series")?,
-        period: BillingPeriod { start: time(row, "period_start_ms")?, end: time(row, "period_end_ms")? },
+        period: BillingPeriod {
+            start: time(row, "period_start_ms")?,
+            end: time(row, "period_end_ms")?,
+        },
         kind: NoticeKind::from_word(row.try_get("kind")?).ok_or(corrupt("kind"))?,
         percent: row.try_get("percent")?,
         entitlement_version: row.try_get("entitlement_version")?,

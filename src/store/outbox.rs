@@ -52,7 +52,11 @@ pub enum SendOutcome {
 
 impl Store {
     /// Meter events whose time has come, the oldest usage first, at most `limit`.
-    pub async fn pending_meter_events(&self, moment: Timestamp, limit: i64) -> Result<Vec<MeterEvent>> {
+    pub async fn pending_meter_events(
+        &self,
+        moment: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
         let rows = sqlx::query(
             "SELECT * FROM meter_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
              ORDER BY next_attempt_at_ms, identifier LIMIT $2",
@@ -125,7 +129,11 @@ impl Tx {
         Ok(done.rows_affected() == 1)
     }
 
-    pub async fn settle_meter_event(&mut self, identifier: &str, outcome: &SendOutcome) -> Result<()> {
+    pub async fn settle_meter_event(
+        &mut self,
+        identifier: &str,
+        outcome: &SendOutcome,
+    ) -> Result<()> {
         let now = self.now.ms();
         let (state, at, detail) = match outcome {
             SendOutcome::Delivered { detail } => ("delivered", now, detail.as_deref()),

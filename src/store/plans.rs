@@ -7,9 +7,10 @@ use super::{Result, Store, Tx};
 impl Store {
     /// The newest plans file and its version number.
     pub async fn active_plans(&self) -> Result<Option<(i64, String)>> {
-        let row = sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
-            .fetch_optional(&self.readers)
-            .await?;
+        let row =
+            sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
+                .fetch_optional(&self.readers)
+                .await?;
         row.map(|row| Ok((row.try_get("version")?, row.try_get("source")?))).transpose()
     }
 
@@ -24,11 +25,13 @@ impl Store {
 
     /// The value of a setting, made by `make` if there is none yet; all replicas get the same.
     pub async fn setting_or(&self, name: &str, make: impl FnOnce() -> String) -> Result<String> {
-        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
-            .bind(name)
-            .bind(make())
-            .execute(&self.writers)
-            .await?;
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(name)
+        .bind(make())
+        .execute(&self.writers)
+        .await?;
         let row = sqlx::query("SELECT value FROM settings WHERE name = $1")
             .bind(name)
             .fetch_one(&self.writers)
@@ -51,23 +54,28 @@ impl Tx {
     /// Puts a plans file in force and answers its version; the newest one stays as it is if it is
     /// the same file.
     pub async fn activate_plans(&mut self, source: &str) -> Result<i64> {
-        let newest = sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
-            .fetch_optional(self.connection())
-            .await?;
+        let newest =
+            sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
+                .fetch_optional(self.connection())
+                .await?;
         let version = match newest {
-            Some(row) if row.try_get::<String, _>("source")? == source => return Ok(row.try_get("version")?),
+            Some(row) if row.try_get::<String, _>("source")? == source => {
+                return Ok(row.try_get("version")?);
+            }
             Some(row) => row.try_get::<i64, _>("version")? + 1,
             None => 1,
         };
         let now = self.now;
         // Two replicas that start at once may both try; the second one's insert fails and its
         // start is tried again by whoever supervises it.
-        sqlx::query("INSERT INTO plan_versions (version, source, activated_at_ms) VALUES ($1, $2, $3)")
-            .bind(version)
-            .bind(source)
-            .bind(now.ms())
-            .execute(self.connection())
-            .await?;
+        sqlx::query(
+            "INSERT INTO plan_versions (version, source, activated_at_ms) VALUES ($1, $2, $3)",
+        )
+        .bind(version)
+        .bind(source)
+        .bind(now.ms())
+        .execute(self.connection())
+        .await?;
         Ok(version)
     }
 }

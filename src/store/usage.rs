@@ -9,7 +9,9 @@ use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Dialect, Kind, Result, Store, StoreError, Tx, assembled, customers, time, time_or_none};
+use super::{
+    Dialect, Kind, Result, Store, StoreError, Tx, assembled, customers, time, time_or_none,
+};
 use crate::clock::Timestamp;
 use crate::domain::answer::Facts;
 use crate::domain::customer::Customer;
@@ -212,11 +214,20 @@ impl Store {
         .bind(key.period_start.ms())
         .fetch_optional(&self.readers)
         .await?;
-        Ok(row.as_ref().map(read_counter).transpose()?.map(|(_, _, counter)| counter).unwrap_or_default())
+        Ok(row
+            .as_ref()
+            .map(read_counter)
+            .transpose()?
+            .map(|(_, _, counter)| counter)
+            .unwrap_or_default())
     }
 
     /// Counters with an open metering window that ends at `moment` or before, oldest first.
-    pub async fn counters_to_close(&self, moment: Timestamp, limit: i64) -> Result<Vec<CounterKey>> {
+    pub async fn counters_to_close(
+        &self,
+        moment: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<CounterKey>> {
         let rows = sqlx::query(
             "SELECT * FROM usage_counters WHERE open_end_ms IS NOT NULL AND open_end_ms <= $1 \
              ORDER BY open_end_ms LIMIT $2",
@@ -273,10 +284,11 @@ impl Tx {
         &mut self,
         requests: &[(&CustomerId, &str)],
     ) -> Result<Vec<((CustomerId, String), Remembered)>> {
-        let wanted = json(requests.iter().map(|(customer_id, key)| WantedKey {
-            customer_id,
-            request_key: keyed(key),
-        }));
+        let wanted = json(
+            requests
+                .iter()
+                .map(|(customer_id, key)| WantedKey { customer_id, request_key: keyed(key) }),
+        );
         let rows = sqlx::query(assembled(self.statements.remembered.clone()))
             .bind(wanted)
             .fetch_all(self.connection())
@@ -295,12 +307,17 @@ impl Tx {
     }
 
     /// One counter with the end of its period, if it exists.
-    pub async fn counter_and_end(&mut self, key: &CounterKey) -> Result<Option<(Timestamp, Counter)>> {
+    pub async fn counter_and_end(
+        &mut self,
+        key: &CounterKey,
+    ) -> Result<Option<(Timestamp, Counter)>> {
         let rows = sqlx::query(assembled(self.statements.counters.clone()))
             .bind(json([wanted(key)].into_iter()))
             .fetch_all(self.connection())
             .await?;
-        rows.first().map(|row| read_counter(row).map(|(_, end, counter)| (end, counter))).transpose()
+        rows.first()
+            .map(|row| read_counter(row).map(|(_, end, counter)| (end, counter)))
+            .transpose()
     }
 
     /// All counters of a customer with an open metering window.
@@ -325,7 +342,10 @@ impl Tx {
     }
 
     /// Writes counters, each with the end of its period.
-    pub async fn put_counters(&mut self, counters: &[(CounterKey, Timestamp, Counter)]) -> Result<()> {
+    pub async fn put_counters(
+        &mut self,
+        counters: &[(CounterKey, Timestamp, Counter)],
+    ) -> Result<()> {
         let rows = json(counters.iter().map(|(key, period_end, counter)| CounterRow {
             key: wanted(key),
             period_end_ms: period_end.ms(),
@@ -438,7 +458,10 @@ fn read_remembered(row: &AnyRow) -> Result<((CustomerId, String), Remembered)> {
         reason: word(row, "reason")?,
         usage: row.try_get("usage_after")?,
         reserved: row.try_get("reserved_after")?,
-        period: BillingPeriod { start: time(row, "period_start_ms")?, end: time(row, "period_end_ms")? },
+        period: BillingPeriod {
+            start: time(row, "period_start_ms")?,
+            end: time(row, "period_end_ms")?,
+        },
         decided_at: time(row, "recorded_at_ms")?,
         event_id: row.try_get("event_id")?,
     };

@@ -27,7 +27,12 @@ pub enum LinkError {
 /// Ties `customer` to `stripe_id` within the caller's transaction, which holds its lock, and makes
 /// what was parked for either pending again. Usage up to now is reported as before; from now on
 /// it is reported under the new id.
-pub async fn link(app: &App, tx: &mut Tx, customer: &mut Customer, stripe_id: &str) -> Result<(), LinkError> {
+pub async fn link(
+    app: &App,
+    tx: &mut Tx,
+    customer: &mut Customer,
+    stripe_id: &str,
+) -> Result<(), LinkError> {
     if customer.stripe_customer_id.as_deref() == Some(stripe_id) {
         return Ok(());
     }
@@ -41,7 +46,11 @@ pub async fn link(app: &App, tx: &mut Tx, customer: &mut Customer, stripe_id: &s
 }
 
 /// Ties a customer that has no Stripe customer yet to the one an event names beside it.
-pub async fn link_from_stripe(app: &App, id: &CustomerId, stripe_id: &str) -> Result<(), LinkError> {
+pub async fn link_from_stripe(
+    app: &App,
+    id: &CustomerId,
+    stripe_id: &str,
+) -> Result<(), LinkError> {
     let mut tx = app.store.begin().await?;
     let mut customer = tx.lock_customer(id).await?.ok_or(LinkError::UnknownCustomer)?;
     if customer.stripe_customer_id.as_deref() == Some(stripe_id) {

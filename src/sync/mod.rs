@@ -85,7 +85,11 @@ impl SyncError {
 }
 
 /// Makes the customer's tier and period equal to Stripe's, and puts back what is parked for it.
-pub async fn sync_customer(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+pub async fn sync_customer(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+) -> Result<SyncReport, SyncError> {
     let lease = format!("customer:{id}");
     // Two syncs within one process exclude each other too, so each has a name of its own.
     let holder = app.entropy.id("sync", app.clock.now());
@@ -172,7 +176,10 @@ struct StripeState {
 
 impl StripeState {
     /// What the product has not said about its customer is taken from Stripe.
-    fn fill(&self, mut profile: crate::domain::customer::Profile) -> crate::domain::customer::Profile {
+    fn fill(
+        &self,
+        mut profile: crate::domain::customer::Profile,
+    ) -> crate::domain::customer::Profile {
         profile.email = profile.email.or_else(|| self.email.clone());
         profile.name = profile.name.or_else(|| self.name.clone());
         profile
@@ -231,7 +238,11 @@ fn standing_words(standing: Standing) -> String {
 }
 
 /// Makes what is parked for this customer pending again, or only counts it.
-async fn put_back_parked(tx: &mut Tx, customer: &Customer, mode: Mode) -> Result<Vec<Difference>, StoreError> {
+async fn put_back_parked(
+    tx: &mut Tx,
+    customer: &Customer,
+    mode: Mode,
+) -> Result<Vec<Difference>, StoreError> {
     let stripe_id = customer.stripe_customer_id.as_deref();
     let in_doubt_before = tx.now.minus(usage::IN_DOUBT_AFTER);
     let (events, usage) = match mode {
@@ -241,13 +252,19 @@ async fn put_back_parked(tx: &mut Tx, customer: &Customer, mode: Mode) -> Result
         ),
         Mode::Apply => (
             i64::try_from(tx.unpark_events(&customer.id, stripe_id).await?).unwrap_or(i64::MAX),
-            i64::try_from(tx.unpark_meter_events(&customer.id, in_doubt_before).await?).unwrap_or(i64::MAX),
+            i64::try_from(tx.unpark_meter_events(&customer.id, in_doubt_before).await?)
+                .unwrap_or(i64::MAX),
         ),
     };
     Ok([("parked webhooks", events), ("parked meter events", usage)]
         .into_iter()
         .filter(|(_, count)| *count > 0)
-        .map(|(what, count)| Difference { what, local: Some(count.to_string()), stripe: None, action: "put back" })
+        .map(|(what, count)| Difference {
+            what,
+            local: Some(count.to_string()),
+            stripe: None,
+            action: "put back",
+        })
         .collect())
 }
 

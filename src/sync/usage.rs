@@ -81,7 +81,8 @@ enum Step {
 async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError> {
     let now = app.clock.now();
     if in_doubt(row, now) {
-        let reason = "its first send is over 24 h old: compare sums before sending again".to_owned();
+        let reason =
+            "its first send is over 24 h old: compare sums before sending again".to_owned();
         return settle(app, row, SendOutcome::Parked { reason }).await;
     }
     let mut tx = app.store.begin().await?;
@@ -104,7 +105,10 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
     match judge(answer, now, wait) {
         Judged::Settle(outcome) => settle(app, row, outcome).await,
         Judged::Pause { reason } => {
-            tracing::error!(reason, "Stripe refuses our key; reporting usage is paused, the gate goes on");
+            tracing::error!(
+                reason,
+                "Stripe refuses our key; reporting usage is paused, the gate goes on"
+            );
             Ok(Step::Paused)
         }
     }
@@ -116,7 +120,10 @@ async fn settle(app: &App, row: &Row, outcome: SendOutcome) -> Result<Step, Stor
     tx.commit().await?;
     if let SendOutcome::Parked { reason } = &outcome {
         tracing::error!(
-            customer_id = row.customer_id, identifier = row.identifier, units = row.units, reason,
+            customer_id = row.customer_id,
+            identifier = row.identifier,
+            units = row.units,
+            reason,
             "a meter event is parked: its usage is not billed until someone acts"
         );
     }
@@ -141,16 +148,18 @@ enum Judged {
 
 /// What Stripe's answer means for the row.
 fn judge(answer: MeterOutcome, now: Timestamp, wait: Duration) -> Judged {
-    let again = |wait: Duration, reason: String| SendOutcome::TryAgain { at: now.plus(wait), reason };
+    let again =
+        |wait: Duration, reason: String| SendOutcome::TryAgain { at: now.plus(wait), reason };
     Judged::Settle(match answer {
         MeterOutcome::Delivered => SendOutcome::Delivered { detail: None },
         MeterOutcome::AlreadyDelivered => {
             SendOutcome::Delivered { detail: Some("Stripe had it already".to_owned()) }
         }
         MeterOutcome::Retry { reason } => again(wait, reason),
-        MeterOutcome::RateLimited { retry_after } => {
-            again(retry_after.unwrap_or_default().max(wait), "Stripe asks for a slower pace".to_owned())
-        }
+        MeterOutcome::RateLimited { retry_after } => again(
+            retry_after.unwrap_or_default().max(wait),
+            "Stripe asks for a slower pace".to_owned(),
+        ),
         MeterOutcome::TooOld => {
             SendOutcome::Parked { reason: "Stripe takes no usage older than 35 days".to_owned() }
         }

@@ -38,7 +38,8 @@ pub fn caught_mails(folder: &Path) -> Vec<CaughtMail> {
 /// The value of a header, with its folded lines joined.
 fn header(mail: &str, name: &str) -> String {
     let mut lines = mail.lines().take_while(|line| !line.is_empty());
-    let first = lines.find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")));
+    let first =
+        lines.find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")));
     let folded = lines.take_while(|line| line.starts_with([' ', '\t']));
     first.map(|first| folded.fold(first.to_owned(), |text, line| text + line)).unwrap_or_default()
 }
@@ -86,6 +87,11 @@ impl<'a> Actors<'a> {
             .bearer_auth(STRIPE_KEY);
         let form = form.to_owned();
         let encoded = "application/x-www-form-urlencoded";
-        self.send(if form.is_empty() { request } else { request.header("content-type", encoded).body(form) }).await
+        self.send(if form.is_empty() {
+            request
+        } else {
+            request.header("content-type", encoded).body(form)
+        })
+        .await
     }
 }

@@ -86,7 +86,10 @@ impl Sandbox {
         let listen = address(options, 8080).await;
         let config = config(&folder, &mail_dir, &stripe, listen)?;
         let daemon = start(&config, clock.clone(), entropy, Drive::Loops).await?;
-        stripe.add_webhook_endpoint(&format!("http://{}/webhooks/stripe", daemon.address), WEBHOOK_SECRET);
+        stripe.add_webhook_endpoint(
+            &format!("http://{}/webhooks/stripe", daemon.address),
+            WEBHOOK_SECRET,
+        );
         let tools = TcpListener::bind(address(options, 8082).await).await?;
         let tools_address = tools.local_addr()?;
         tokio::spawn(tools::serve(tools, clock.clone(), mail_dir.clone()));
@@ -106,13 +109,18 @@ impl Sandbox {
         let (api, tools) = (self.daemon.address, self.tools);
         println!("\nIt stays up; stop it with Ctrl-C. Try:\n");
         println!("  curl -s http://{api}/v1/check -H 'Authorization: Bearer {API_KEY}' \\");
-        println!("    -d '{{\"customer_id\": \"acme\", \"feature_id\": \"ai_runs\", \"send_event\": true}}'");
+        println!(
+            "    -d '{{\"customer_id\": \"acme\", \"feature_id\": \"ai_runs\", \"send_event\": true}}'"
+        );
         println!(
             "  curl -s -X POST 'http://{api}/admin/api/v1/customers/acme/sync?dry_run=true' \\\n    \
              -H 'Authorization: Bearer {ADMIN_TOKEN}'"
         );
         println!("  curl -s http://{tools}/clock -d '{{\"advance\": \"1d\"}}'");
-        println!("  curl -s {}/v1/subscriptions -H 'Authorization: Bearer {STRIPE_KEY}'", self.stripe.base_url());
+        println!(
+            "  curl -s {}/v1/subscriptions -H 'Authorization: Bearer {STRIPE_KEY}'",
+            self.stripe.base_url()
+        );
     }
 
     async fn stop(self) -> anyhow::Result<()> {
@@ -149,7 +157,8 @@ fn seed(stripe: &Simulator) -> anyhow::Result<()> {
             },
         })
         .collect();
-    let meters: Vec<_> = catalog.features.values().filter_map(|f| f.stripe_meter.as_deref()).collect();
+    let meters: Vec<_> =
+        catalog.features.values().filter_map(|f| f.stripe_meter.as_deref()).collect();
     stripe.seed_catalog(&seeds, &meters)
 }
 

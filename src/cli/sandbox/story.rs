@@ -44,7 +44,11 @@ impl Story<'_> {
     }
 
     /// Asks again and again until something is true, for as long as patience lasts.
-    async fn until<T>(&self, what: &str, mut seen: impl AsyncFnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    async fn until<T>(
+        &self,
+        what: &str,
+        mut seen: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
         const PAUSE: Duration = Duration::from_millis(50);
         for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
             if let Some(seen) = seen().await? {
@@ -83,7 +87,8 @@ impl Story<'_> {
 
     async fn acme_subscribes(&self) -> anyhow::Result<(String, String)> {
         let stripe = &self.actors;
-        let customer = stripe.stripe("POST", "/v1/customers", "email=ada@acme.example&name=Acme").await?;
+        let customer =
+            stripe.stripe("POST", "/v1/customers", "email=ada@acme.example&name=Acme").await?;
         let stripe_id = text(&customer, "id")?;
         let body = json!({
             "email": "ada@acme.example", "name": "Acme", "stripe_customer_id": stripe_id,
@@ -97,12 +102,17 @@ impl Story<'_> {
             Ok((acme["subscription"]["status"] == "active").then_some(()))
         })
         .await?;
-        self.say("Acme subscribes to Starter at Stripe: 200 AI runs a month, the webhook has arrived");
+        self.say(
+            "Acme subscribes to Starter at Stripe: 200 AI runs a month, the webhook has arrived",
+        );
         Ok((stripe_id, text(&subscription, "id")?))
     }
 
     async fn price(&self, lookup_key: &str) -> anyhow::Result<String> {
-        let found = self.actors.stripe("GET", &format!("/v1/prices?lookup_keys[]={lookup_key}"), "").await?;
+        let found = self
+            .actors
+            .stripe("GET", &format!("/v1/prices?lookup_keys[]={lookup_key}"), "")
+            .await?;
         text(&found["data"][0], "id")
     }
 
@@ -125,7 +135,10 @@ impl Story<'_> {
         let last = self.runs(40).await?;
         ensure!(last["balance"]["remaining"] == 0, "200 runs leave nothing: {last}");
         let denied = self.run().await?;
-        ensure!(denied["allowed"] == false && denied["reason"] == "limit_reached", "run 201: {denied}");
+        ensure!(
+            denied["allowed"] == false && denied["reason"] == "limit_reached",
+            "run 201: {denied}"
+        );
         ensure!(denied["balance"]["usage"] == 200, "a denied run is not counted: {denied}");
         self.say("200 runs; run 201 is denied: limit_reached");
         self.say(&format!("the gate says: {}", text(&denied["upgrade"], "message")?));
@@ -138,14 +151,19 @@ impl Story<'_> {
         let subscription = self.actors.stripe("GET", &path, "").await?;
         let item = text(&subscription["items"]["data"][0], "id")?;
         let price = self.price("pro_monthly").await?;
-        self.actors.stripe("POST", &path, &format!("items[0][id]={item}&items[0][price]={price}")).await?;
+        self.actors
+            .stripe("POST", &path, &format!("items[0][id]={item}&items[0][price]={price}"))
+            .await?;
         let open = self
             .until("the gate opens", async || {
                 let answer = self.run().await?;
                 Ok((answer["allowed"] == true).then_some(answer))
             })
             .await?;
-        ensure!(open["plan_id"] == "pro" && open["balance"]["usage"] == 201, "on Pro, usage goes on: {open}");
+        ensure!(
+            open["plan_id"] == "pro" && open["balance"]["usage"] == 201,
+            "on Pro, usage goes on: {open}"
+        );
         self.say("Acme upgrades to Pro at Stripe; the gate is open again and run 201 is counted");
         Ok(())
     }
@@ -153,7 +171,10 @@ impl Story<'_> {
     async fn reads_what_is_new(&self) -> anyhow::Result<()> {
         let subject = "Your AI runs are now uncapped.";
         let early = caught_mails(&self.sandbox.mail_dir);
-        ensure!(early.iter().all(|mail| mail.subject != subject), "the upgrade mail is a day early");
+        ensure!(
+            early.iter().all(|mail| mail.subject != subject),
+            "the upgrade mail is a day early"
+        );
         self.pass(DAY + MINUTE);
         self.mail_arrives(subject).await
     }
@@ -166,7 +187,9 @@ impl Story<'_> {
                 Ok((billed == "201").then_some(billed))
             })
             .await
-            .with_context(|| format!("Stripe has {}", self.sandbox.stripe.sum_of(stripe_id, "ai_runs")))?;
+            .with_context(|| {
+                format!("Stripe has {}", self.sandbox.stripe.sum_of(stripe_id, "ai_runs"))
+            })?;
         let events = self.sandbox.stripe.meter_events().len();
         self.say(&format!("Stripe has {billed} AI runs of 201, in {events} meter events"));
         Ok(())
@@ -175,7 +198,8 @@ impl Story<'_> {
     async fn support_finds_nothing_amiss(&self) -> anyhow::Result<()> {
         let report = self
             .until("a sync without differences", async || {
-                let report = self.actors.support("POST", "/customers/acme/sync?dry_run=true").await?;
+                let report =
+                    self.actors.support("POST", "/customers/acme/sync?dry_run=true").await?;
                 Ok((report["differences"] == json!([])).then_some(report))
             })
             .await?;
@@ -188,5 +212,8 @@ impl Story<'_> {
 }
 
 fn text(value: &Value, field: &str) -> anyhow::Result<String> {
-    value[field].as_str().map(str::to_owned).with_context(|| format!("{field} is missing in {value}"))
+    value[field]
+        .as_str()
+        .map(str::to_owned)
+        .with_context(|| format!("{field} is missing in {value}"))
 }

@@ -40,13 +40,17 @@ async fn read_clock(State(tools): State<Tools>) -> Json<Value> {
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
 // Not through `Json`, so that curl's `-d` needs no content type beside it.
-async fn move_clock(State(tools): State<Tools>, body: String) -> Result<Json<Value>, (StatusCode, String)> {
+async fn move_clock(
+    State(tools): State<Tools>,
+    body: String,
+) -> Result<Json<Value>, (StatusCode, String)> {
     let body: Value = serde_json::from_str(&body).unwrap_or_default();
-    let by = body["advance"].as_str().and_then(|text| parse_duration(text).ok());
+    let by = body["advance"].as_str().and_then(parse_duration);
     match by.filter(|by| *by <= LONGEST) {
         Some(by) => Ok(Json(json!({"now": tools.clock.advance(by)}))),
         None => {
-            let wanted = "the body must be {\"advance\": \"…\"}, at most 366d, such as 90s, 5m, 12h or 1d\n";
+            let wanted =
+                "the body must be {\"advance\": \"…\"}, at most 366d, such as 90s, 5m, 12h or 1d\n";
             Err((StatusCode::UNPROCESSABLE_ENTITY, wanted.to_owned()))
         }
     }
@@ -62,7 +66,8 @@ async fn list_mail(State(tools): State<Tools>) -> Json<Value> {
 
 async fn read_mail(State(tools): State<Tools>, Path(file): Path<String>) -> Response {
     // Only what is listed can be read, so no path can lead out of the folder.
-    let listed = super::actors::caught_mails(&tools.mail_dir).into_iter().any(|mail| mail.file == file);
+    let listed =
+        super::actors::caught_mails(&tools.mail_dir).into_iter().any(|mail| mail.file == file);
     match std::fs::read(tools.mail_dir.join(&file)) {
         Ok(mail) if listed => ([(header::CONTENT_TYPE, "message/rfc822")], mail).into_response(),
         _ => (StatusCode::NOT_FOUND, "there is no such mail\n").into_response(),

@@ -9,20 +9,8 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
     let blank = format!("{key},,{key}");
     let spaced = "0123456789abcde f";
     for (name, values) in [
-        (
-            "DATABASE_URL",
-            &["mysql://x", "tollgate.db", "postgres", "sqlite://a\nb"][..],
-        ),
-        (
-            "TOLLGATE_LISTEN",
-            &[
-                "8080",
-                ":8080",
-                "localhost:8080",
-                "127.0.0.1",
-                "127.0.0.1:99999",
-            ],
-        ),
+        ("DATABASE_URL", &["mysql://x", "tollgate.db", "postgres", "sqlite://a\nb"][..]),
+        ("TOLLGATE_LISTEN", &["8080", ":8080", "localhost:8080", "127.0.0.1", "127.0.0.1:99999"]),
         (
             "TOLLGATE_PUBLIC_URL",
             &[
@@ -41,35 +29,16 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
             ],
         ),
         ("TOLLGATE_PLANS", &["a\0b"]),
-        (
-            "TOLLGATE_API_KEY",
-            &["short", "0123456789abcde", spaced, "0123456789abcdeé"],
-        ),
+        ("TOLLGATE_API_KEY", &["short", "0123456789abcde", spaced, "0123456789abcdeé"]),
         ("TOLLGATE_ADMIN_TOKEN", &["short", spaced]),
-        (
-            "TOLLGATE_SIGNING_KEY",
-            &["short", &three, &blank, "0123456789abcdef,"],
-        ),
+        ("TOLLGATE_SIGNING_KEY", &["short", &three, &blank, "0123456789abcdef,"]),
         (
             "STRIPE_SECRET_KEY",
-            &[
-                "pk_test_abc",
-                "sk_test_",
-                "sk_test_a b",
-                " sk_test_abc",
-                "sk_abc",
-            ],
+            &["pk_test_abc", "sk_test_", "sk_test_a b", " sk_test_abc", "sk_abc"],
         ),
         (
             "STRIPE_WEBHOOK_SECRET",
-            &[
-                "whsec_",
-                "abc",
-                "whsec_a,",
-                "whsec_a,,whsec_b",
-                "whsec_a,b",
-                ",",
-            ],
+            &["whsec_", "abc", "whsec_a,", "whsec_a,,whsec_b", "whsec_a,b", ","],
         ),
         (
             "STRIPE_API_BASE",
@@ -109,10 +78,7 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
             ],
         ),
         ("TOLLGATE_TEMPLATES", &["/no/such/directory", "/etc/passwd"]),
-        (
-            "TOLLGATE_RATE_LIMIT",
-            &["0", "-1", "1.5", "1000001", "many", "99999999999"],
-        ),
+        ("TOLLGATE_RATE_LIMIT", &["0", "-1", "1.5", "1000001", "many", "99999999999"]),
         (
             "TOLLGATE_RETURN_ORIGINS",
             &[
@@ -124,21 +90,11 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
                 "*",
             ],
         ),
-        (
-            "RUST_LOG",
-            &["tollgate=loud", "tollgate=debug=info", " 0𐭘="],
-        ),
+        ("RUST_LOG", &["tollgate=loud", "tollgate=debug=info", " 0𐭘="]),
         ("TOLLGATE_LOG_FORMAT", &["xml", "JSON"]),
-        (
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-            &["localhost:4318", "https://u:p@a"],
-        ),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &["localhost:4318", "https://u:p@a"]),
     ] {
-        let wanted = VARIABLES
-            .iter()
-            .find(|variable| variable.name == name)
-            .unwrap()
-            .wanted;
+        let wanted = VARIABLES.iter().find(|variable| variable.name == name).unwrap().wanted;
         for value in values {
             let mut pairs = vec![(name, *value)];
             if name == "SMTP_URL" {
@@ -146,11 +102,9 @@ fn wrong_values_are_refused_and_say_what_was_wanted() {
             }
             match load(&pairs) {
                 Ok(_) => panic!("{name} accepts {value:?}"),
-                Err(errors) => assert_eq!(
-                    errors.to_string(),
-                    format!("{name}: must be {wanted}"),
-                    "{value:?}"
-                ),
+                Err(errors) => {
+                    assert_eq!(errors.to_string(), format!("{name}: must be {wanted}"), "{value:?}")
+                }
             }
         }
     }
@@ -161,29 +115,15 @@ fn right_values_are_accepted() {
     for (name, values) in [
         (
             "DATABASE_URL",
-            &[
-                "sqlite::memory:",
-                "sqlite:///var/my data/t.db",
-                "postgresql://h/d",
-                "postgres://h",
-            ][..],
+            &["sqlite::memory:", "sqlite:///var/my data/t.db", "postgresql://h/d", "postgres://h"]
+                [..],
         ),
-        (
-            "TOLLGATE_LISTEN",
-            &["0.0.0.0:80", "[::]:8080", "127.0.0.1:0"],
-        ),
+        ("TOLLGATE_LISTEN", &["0.0.0.0:80", "[::]:8080", "127.0.0.1:0"]),
         (
             "TOLLGATE_PUBLIC_URL",
-            &[
-                "http://localhost:8080",
-                "https://a.example/b/c",
-                "https://bücher.example",
-            ],
+            &["http://localhost:8080", "https://a.example/b/c", "https://bücher.example"],
         ),
-        (
-            "STRIPE_SECRET_KEY",
-            &["sk_test_a", "sk_live_a", "rk_test_a", "rk_live_a"],
-        ),
+        ("STRIPE_SECRET_KEY", &["sk_test_a", "sk_live_a", "rk_test_a", "rk_live_a"]),
         (
             "STRIPE_API_BASE",
             &[
@@ -193,15 +133,7 @@ fn right_values_are_accepted() {
                 "https://stripe.example",
             ],
         ),
-        (
-            "MAIL_FROM",
-            &[
-                "a@b",
-                "Example GmbH <a@b.example>",
-                "<a@b>",
-                "\"Ünal\" <a@b>",
-            ],
-        ),
+        ("MAIL_FROM", &["a@b", "Example GmbH <a@b.example>", "<a@b>", "\"Ünal\" <a@b>"]),
         ("RUST_LOG", &["debug", "off", "tollgate=trace,sqlx=warn"]),
         ("TOLLGATE_RATE_LIMIT", &["1", "1000000"]),
         ("TOLLGATE_API_KEY", &["0123456789abcdef"]),
@@ -210,31 +142,17 @@ fn right_values_are_accepted() {
             assert!(load(&[(name, *value)]).is_ok(), "{name}={value}");
         }
     }
-    for smtp in [
-        "smtp://localhost:25",
-        "smtps://u:p@h",
-        "file:///var/mail dir",
-    ] {
-        assert!(
-            load(&[("SMTP_URL", smtp), ("MAIL_FROM", "a@b")]).is_ok(),
-            "{smtp}"
-        );
+    for smtp in ["smtp://localhost:25", "smtps://u:p@h", "file:///var/mail dir"] {
+        assert!(load(&[("SMTP_URL", smtp), ("MAIL_FROM", "a@b")]).is_ok(), "{smtp}");
     }
 }
 
 #[test]
 fn the_key_tells_the_mode() {
-    for (key, live) in [
-        ("sk_test_a", false),
-        ("rk_test_a", false),
-        ("sk_live_a", true),
-        ("rk_live_a", true),
-    ] {
-        assert_eq!(
-            load(&[("STRIPE_SECRET_KEY", key)]).unwrap().livemode(),
-            Some(live),
-            "{key}"
-        );
+    for (key, live) in
+        [("sk_test_a", false), ("rk_test_a", false), ("sk_live_a", true), ("rk_live_a", true)]
+    {
+        assert_eq!(load(&[("STRIPE_SECRET_KEY", key)]).unwrap().livemode(), Some(live), "{key}");
     }
 }
 
@@ -248,24 +166,15 @@ fn links_lead_to_the_listening_address_unless_told_otherwise() {
 fn variables_that_depend_on_each_other_are_checked_together() {
     let same = "0123456789abcdef";
     let errors = load(&[("TOLLGATE_API_KEY", same), ("TOLLGATE_ADMIN_TOKEN", same)]).unwrap_err();
-    assert_eq!(
-        errors.to_string(),
-        "TOLLGATE_ADMIN_TOKEN: must differ from TOLLGATE_API_KEY"
-    );
+    assert_eq!(errors.to_string(), "TOLLGATE_ADMIN_TOKEN: must differ from TOLLGATE_API_KEY");
 
     let errors = load(&[("SMTP_URL", "smtp://h")]).unwrap_err();
     assert!(
-        errors
-            .to_string()
-            .starts_with("MAIL_FROM: is needed where SMTP_URL is set: "),
+        errors.to_string().starts_with("MAIL_FROM: is needed where SMTP_URL is set: "),
         "{errors}"
     );
     let wrong = load(&[("SMTP_URL", "smtp://h"), ("MAIL_FROM", "nobody")]).unwrap_err();
-    assert_eq!(
-        wrong.mistakes().len(),
-        1,
-        "wrong is not missing too: {wrong}"
-    );
+    assert_eq!(wrong.mistakes().len(), 1, "wrong is not missing too: {wrong}");
     let (_directory, path) = file(b"a@b\n");
     assert!(load(&[("SMTP_URL", "smtp://h"), ("MAIL_FROM_FILE", &path)]).is_ok());
     assert!(load(&[("MAIL_FROM", "a@b")]).is_ok());

@@ -26,19 +26,13 @@ pub struct PlanFileErrors {
 impl PlanFileErrors {
     pub(super) fn new(mut mistakes: Vec<PlanFileMistake>) -> Self {
         mistakes.sort_by_key(|mistake| mistake.line);
-        Self {
-            file: "plans.toml".to_owned(),
-            mistakes,
-        }
+        Self { file: "plans.toml".to_owned(), mistakes }
     }
 
     /// The same mistakes, shown under the name by which the operator knows the file.
     #[must_use]
     pub fn in_file(self, file: impl Into<String>) -> Self {
-        Self {
-            file: file.into(),
-            ..self
-        }
+        Self { file: file.into(), ..self }
     }
 
     pub fn mistakes(&self) -> &[PlanFileMistake] {
@@ -137,10 +131,7 @@ mod tests {
             mistake(12, "plans.pro.rank", "must be a whole number"),
             mistake(3, "", "is not TOML"),
         ]);
-        let shown = errors
-            .clone()
-            .in_file("/etc/tollgate/plans.toml")
-            .to_string();
+        let shown = errors.clone().in_file("/etc/tollgate/plans.toml").to_string();
         assert_eq!(
             shown,
             "/etc/tollgate/plans.toml:3: is not TOML\n\

@@ -39,11 +39,7 @@ pub(super) fn catalog(source: &str) -> Result<Catalog, PlanFileErrors> {
 
 fn whole_file_mistake(wanted: &str) -> PlanFileErrors {
     let wanted = wanted.to_owned();
-    PlanFileErrors::new(vec![PlanFileMistake {
-        line: 1,
-        key: String::new(),
-        wanted,
-    }])
+    PlanFileErrors::new(vec![PlanFileMistake { line: 1, key: String::new(), wanted }])
 }
 
 fn parse(source: &str) -> Result<Catalog, PlanFileErrors> {
@@ -53,10 +49,7 @@ fn parse(source: &str) -> Result<Catalog, PlanFileErrors> {
         let line = reader.line_of(error.span().map_or(0, |span| span.start));
         // One slip often breaks the rest of its line: the first complaint is the telling one.
         if reader.mistakes.last().is_none_or(|last| last.line != line) {
-            let place = Place {
-                line,
-                key: String::new(),
-            };
+            let place = Place { line, key: String::new() };
             reader.wrong(&place, format!("is not TOML: {}", error.message()));
         }
     }
@@ -70,16 +63,8 @@ fn parse(source: &str) -> Result<Catalog, PlanFileErrors> {
 }
 
 /// The file's tables, in the order in which people write them.
-const ROOT_KEYS: [&str; 8] = [
-    "default_plan",
-    "features",
-    "plans",
-    "models",
-    "credits",
-    "metering",
-    "schedule",
-    "policy",
-];
+const ROOT_KEYS: [&str; 8] =
+    ["default_plan", "features", "plans", "models", "credits", "metering", "schedule", "policy"];
 
 fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let root = reader.root(root, &ROOT_KEYS);
@@ -101,17 +86,13 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     }
     let mut plans: Vec<Plan> = drafts.into_iter().filter_map(PlanDraft::finish).collect();
     plans.sort_by_key(|plan| plan.rank);
-    let features = features
-        .into_iter()
-        .filter_map(|(id, draft)| Some((id.clone(), draft.finish(id)?)));
+    let features =
+        features.into_iter().filter_map(|(id, draft)| Some((id.clone(), draft.finish(id)?)));
     Some(Catalog {
         default_plan: default_plan.map(|found| found.value),
         features: features.collect(),
         plans,
-        models: models
-            .into_iter()
-            .filter_map(|(name, price)| Some((name, price?)))
-            .collect(),
+        models: models.into_iter().filter_map(|(name, price)| Some((name, price?))).collect(),
         credits,
         metering_window: metering_window?,
         schedule: schedule?,
@@ -144,12 +125,8 @@ fn read_features(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<FeatureId,
     for (id, node) in reader.entries(&node, &rules::FEATURE_ID) {
         let section = reader.section(&node, &["name", "unit", "stripe_meter"]);
         let draft = FeatureDraft {
-            name: section
-                .as_ref()
-                .and_then(|s| reader.required_value(s, "name", &rules::NAME)),
-            unit: section
-                .as_ref()
-                .and_then(|s| reader.required_value(s, "unit", &rules::NAME)),
+            name: section.as_ref().and_then(|s| reader.required_value(s, "name", &rules::NAME)),
+            unit: section.as_ref().and_then(|s| reader.required_value(s, "unit", &rules::NAME)),
             stripe_meter: section
                 .as_ref()
                 .and_then(|s| reader.optional_value(s, "stripe_meter", &rules::METER_NAME)),
@@ -190,10 +167,7 @@ fn read_plans(reader: &mut Reader, root: &Section<'_>) -> Vec<PlanDraft> {
     let node = reader.optional(root, "plans");
     let place = match &node {
         Some(node) => node.place.clone(),
-        None => Place {
-            line: root.place.line,
-            key: "plans".to_owned(),
-        },
+        None => Place { line: root.place.line, key: "plans".to_owned() },
     };
     let Some(nodes) = node.map_or(Some(Vec::new()), |node| reader.list(&node)) else {
         return Vec::new();
@@ -201,10 +175,7 @@ fn read_plans(reader: &mut Reader, root: &Section<'_>) -> Vec<PlanDraft> {
     if nodes.is_empty() {
         reader.wrong(&place, "must be at least one [[plans]] table");
     }
-    nodes
-        .into_iter()
-        .filter_map(|node| read_plan(reader, node))
-        .collect()
+    nodes.into_iter().filter_map(|node| read_plan(reader, node)).collect()
 }
 
 fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
@@ -216,15 +187,7 @@ fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
         }
         None => node,
     };
-    let known = [
-        "id",
-        "name",
-        "rank",
-        "price",
-        "upgrade_to",
-        "limits",
-        "unlocks",
-    ];
+    let known = ["id", "name", "rank", "price", "upgrade_to", "limits", "unlocks"];
     let section = reader.section(&node, &known)?;
     let price = reader.optional(&section, "price");
     let (price, lookup_key) = price.map_or((None, None), |node| read_price(reader, &node));
@@ -249,9 +212,7 @@ fn read_price(reader: &mut Reader, node: &Node<'_>) -> (Option<Price>, Option<Fo
     let currency = reader.required_value(&section, "currency", &rules::CURRENCY);
     let interval = reader.required_value(&section, "interval", &rules::INTERVAL);
     let lookup_key = reader.required_value(&section, "lookup_key", &rules::LOOKUP_KEY);
-    let money = amount
-        .zip(currency)
-        .and_then(|(a, c)| read_money(reader, &a, c.value));
+    let money = amount.zip(currency).and_then(|(a, c)| read_money(reader, &a, c.value));
     let price = || {
         Some(Price {
             amount: money?,
@@ -286,22 +247,14 @@ fn read_limits(reader: &mut Reader, plan: &Section<'_>) -> Vec<(Found<FeatureId>
     let entries = reader.entries(&node, &rules::FEATURE_ID);
     let read = |(id, node): (FeatureId, Node<'_>)| {
         let limit = read_limit(reader, &node);
-        (
-            Found {
-                value: id,
-                place: node.place,
-            },
-            limit,
-        )
+        (Found { value: id, place: node.place }, limit)
     };
     entries.into_iter().map(read).collect()
 }
 
 fn read_limit(reader: &mut Reader, node: &Node<'_>) -> Option<Limit> {
-    let section = reader.section(
-        node,
-        &["granted", "enforcement", "nudge_at_percent", "custom"],
-    )?;
+    let section =
+        reader.section(node, &["granted", "enforcement", "nudge_at_percent", "custom"])?;
     let word = reader.required_value(&section, "enforcement", &rules::ENFORCEMENT);
     let nudge_at_percent = read_nudges(reader, &section);
     let custom = reader.optional_value(&section, "custom", &rules::YES_OR_NO);
@@ -309,36 +262,28 @@ fn read_limit(reader: &mut Reader, node: &Node<'_>) -> Option<Limit> {
         Some(EnforcementWord::Unlimited) => {
             for key in ["granted", "nudge_at_percent"] {
                 if let Some(node) = reader.optional(&section, key) {
-                    reader.wrong(
-                        &node.place,
-                        "must be left out where enforcement is \"unlimited\"",
-                    );
+                    reader
+                        .wrong(&node.place, "must be left out where enforcement is \"unlimited\"");
                 }
             }
             Enforcement::Unlimited
         }
-        Some(EnforcementWord::Hard) => Enforcement::Hard {
-            granted: read_granted(reader, &section)?,
-        },
-        Some(EnforcementWord::Soft) => Enforcement::Soft {
-            granted: read_granted(reader, &section)?,
-        },
+        Some(EnforcementWord::Hard) => {
+            Enforcement::Hard { granted: read_granted(reader, &section)? }
+        }
+        Some(EnforcementWord::Soft) => {
+            Enforcement::Soft { granted: read_granted(reader, &section)? }
+        }
         None => {
             reader.optional_value(&section, "granted", &rules::QUANTITY);
             return None;
         }
     };
-    Some(Limit {
-        enforcement,
-        nudge_at_percent,
-        custom: custom.is_some_and(|found| found.value),
-    })
+    Some(Limit { enforcement, nudge_at_percent, custom: custom.is_some_and(|found| found.value) })
 }
 
 fn read_granted(reader: &mut Reader, limit: &Section<'_>) -> Option<i64> {
-    reader
-        .required_value(limit, "granted", &rules::QUANTITY)
-        .map(|found| found.value)
+    reader.required_value(limit, "granted", &rules::QUANTITY).map(|found| found.value)
 }
 
 /// The percents in ascending order; none are configured unless they are written down.
@@ -372,10 +317,7 @@ fn read_unlocks(reader: &mut Reader, plan: &Section<'_>) -> Vec<Unlock> {
         let title = reader.required_value(&section, "title", &rules::NAME);
         let url = reader.required_value(&section, "url", &rules::URL);
         if let (Some(title), Some(url)) = (title, url) {
-            unlocks.push(Unlock {
-                title: title.value,
-                url: url.value,
-            });
+            unlocks.push(Unlock { title: title.value, url: url.value });
         }
     }
     unlocks
@@ -414,10 +356,8 @@ fn read_rates(
 ) -> Option<[i64; 3]> {
     if let Some(inner) = node.first_table().filter(|key| !keys.contains(key)) {
         // TOML took the dot in [models.gpt-4.1] for a table within a table.
-        reader.wrong(
-            &node.place,
-            format!("needs quotes if its name has a dot: \"{model}.{inner}\""),
-        );
+        reader
+            .wrong(&node.place, format!("needs quotes if its name has a dot: \"{model}.{inner}\""));
         return None;
     }
     let section = reader.section(node, &keys)?;
@@ -425,11 +365,7 @@ fn read_rates(
     let output = reader.required_value(&section, keys[1], &rules::RATE);
     let cached_input = reader.optional_value(&section, keys[2], &rules::RATE);
     let (input, output) = (input?.value, output?.value);
-    Some([
-        input,
-        output,
-        cached_input.map_or(input, |found| found.value),
-    ])
+    Some([input, output, cached_input.map_or(input, |found| found.value)])
 }
 
 type Credits = BTreeMap<FeatureId, BTreeMap<String, CreditRate>>;
@@ -520,10 +456,7 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
             if let Some(money) = amount.and_then(|a| read_money(reader, &a, Currency::USD)) {
                 policy.cost_overhead.insert(plan.clone(), money);
             }
-            named.push(Found {
-                value: plan,
-                place: node.place,
-            });
+            named.push(Found { value: plan, place: node.place });
         }
     }
     (Some(policy), named)
@@ -531,9 +464,7 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
 
 /// Two features on one meter would be billed as one.
 fn check_meters(reader: &mut Reader, features: &BTreeMap<FeatureId, FeatureDraft>) {
-    let meters = features
-        .values()
-        .filter_map(|feature| feature.stripe_meter.as_ref());
+    let meters = features.values().filter_map(|feature| feature.stripe_meter.as_ref());
     check_unique(reader, meters);
 }
 
@@ -544,18 +475,13 @@ fn check_plans(
 ) {
     check_unique(reader, plans.iter().filter_map(|plan| plan.id.as_ref()));
     check_unique(reader, plans.iter().filter_map(|plan| plan.rank.as_ref()));
-    check_unique(
-        reader,
-        plans.iter().filter_map(|plan| plan.lookup_key.as_ref()),
-    );
+    check_unique(reader, plans.iter().filter_map(|plan| plan.lookup_key.as_ref()));
     for plan in plans {
         check_upgrade(reader, plan, plans);
         for (feature, _) in &plan.limits {
             if !features.contains_key(&feature.value) {
-                let wanted = format!(
-                    "must name a feature; there is no [features.{}]",
-                    feature.value
-                );
+                let wanted =
+                    format!("must name a feature; there is no [features.{}]", feature.value);
                 reader.wrong(&feature.place, wanted);
             }
         }
@@ -572,10 +498,7 @@ fn check_upgrade(reader: &mut Reader, plan: &PlanDraft, plans: &[PlanDraft]) {
     }
     let is_target =
         |other: &&PlanDraft| other.id.as_ref().is_some_and(|id| id.value == target.value);
-    let target_rank = plans
-        .iter()
-        .find(is_target)
-        .and_then(|other| other.rank.as_ref());
+    let target_rank = plans.iter().find(is_target).and_then(|other| other.rank.as_ref());
     if let (Some(from), Some(to)) = (&plan.rank, target_rank)
         && to.value <= from.value
     {
@@ -588,9 +511,7 @@ fn check_upgrade(reader: &mut Reader, plan: &PlanDraft, plans: &[PlanDraft]) {
 }
 
 fn names_a_plan(plans: &[PlanDraft], id: &PlanId) -> bool {
-    plans
-        .iter()
-        .any(|plan| plan.id.as_ref().is_some_and(|found| found.value == *id))
+    plans.iter().any(|plan| plan.id.as_ref().is_some_and(|found| found.value == *id))
 }
 
 fn no_such_plan(id: &PlanId) -> String {
@@ -605,10 +526,7 @@ fn check_unique<'a, T: Ord + 'a>(reader: &mut Reader, found: impl Iterator<Item 
     for found in sorted {
         let first = *first_lines.entry(&found.value).or_insert(&found.place);
         if !std::ptr::eq(first, &found.place) {
-            reader.wrong(
-                &found.place,
-                format!("must be unique; line {} has the same", first.line),
-            );
+            reader.wrong(&found.place, format!("must be unique; line {} has the same", first.line));
         }
     }
 }

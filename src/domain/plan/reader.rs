@@ -51,11 +51,8 @@ pub(super) struct Reader {
 
 impl Reader {
     pub fn new(source: &str) -> Self {
-        let after_newlines = source
-            .bytes()
-            .enumerate()
-            .filter(|(_, b)| *b == b'\n')
-            .map(|(i, _)| i + 1);
+        let after_newlines =
+            source.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1);
         Self {
             line_starts: std::iter::once(0).chain(after_newlines).collect(),
             mistakes: Vec::new(),
@@ -77,10 +74,7 @@ impl Reader {
 
     /// The whole file as a section.
     pub fn root<'a>(&mut self, table: &'a DeTable<'a>, known: &[&str]) -> Section<'a> {
-        let place = Place {
-            line: 1,
-            key: String::new(),
-        };
+        let place = Place { line: 1, key: String::new() };
         self.refuse_unknown_keys(&place, table, known);
         Section { place, table }
     }
@@ -89,10 +83,7 @@ impl Reader {
     pub fn section<'a>(&mut self, node: &Node<'a>, known: &[&str]) -> Option<Section<'a>> {
         let table = self.table(node)?;
         self.refuse_unknown_keys(&node.place, table, known);
-        Some(Section {
-            place: node.place.clone(),
-            table,
-        })
+        Some(Section { place: node.place.clone(), table })
     }
 
     /// Reads a table whose keys are names chosen by the author and checked by `name`.
@@ -104,13 +95,7 @@ impl Reader {
         for (key, value) in table {
             let place = self.key_place(&node.place, key);
             match (name.read)(&DeValue::String(key.get_ref().clone())) {
-                Some(name) => entries.push((
-                    name,
-                    Node {
-                        place,
-                        value: value.get_ref(),
-                    },
-                )),
+                Some(name) => entries.push((name, Node { place, value: value.get_ref() })),
                 None => self.wrong(&place, format!("its name must be {}", name.wanted)),
             }
         }
@@ -120,10 +105,7 @@ impl Reader {
     /// Reads a list. Its members are placed as `key[0]`, `key[1]`.
     pub fn list<'a>(&mut self, node: &Node<'a>) -> Option<Vec<Node<'a>>> {
         let DeValue::Array(members) = node.value else {
-            self.wrong(
-                &node.place,
-                format!("must be a list, not {}", kind(node.value)),
-            );
+            self.wrong(&node.place, format!("must be a list, not {}", kind(node.value)));
             return None;
         };
         let place = |index, at| Place {
@@ -139,10 +121,7 @@ impl Reader {
 
     pub fn optional<'a>(&self, section: &Section<'a>, key: &str) -> Option<Node<'a>> {
         let (key, value) = section.table.get_key_value(key)?;
-        Some(Node {
-            place: self.key_place(&section.place, key),
-            value: value.get_ref(),
-        })
+        Some(Node { place: self.key_place(&section.place, key), value: value.get_ref() })
     }
 
     pub fn value<T>(&mut self, node: &Node<'_>, rule: &Rule<T>) -> Option<Found<T>> {
@@ -150,10 +129,7 @@ impl Reader {
             self.wrong(&node.place, format!("must be {}", rule.wanted));
             return None;
         };
-        Some(Found {
-            value,
-            place: node.place.clone(),
-        })
+        Some(Found { value, place: node.place.clone() })
     }
 
     pub fn optional_value<T>(
@@ -175,10 +151,7 @@ impl Reader {
         match self.optional(section, key) {
             Some(node) => self.value(&node, rule),
             None => {
-                let place = Place {
-                    key: join(&section.place.key, key),
-                    ..section.place
-                };
+                let place = Place { key: join(&section.place.key, key), ..section.place };
                 self.wrong(&place, format!("is missing; it must be {}", rule.wanted));
                 None
             }
@@ -191,26 +164,17 @@ impl Reader {
         }
         self.wrong(
             &node.place,
-            format!(
-                "must be a table of keys and values, not {}",
-                kind(node.value)
-            ),
+            format!("must be a table of keys and values, not {}", kind(node.value)),
         );
         None
     }
 
     fn key_place(&self, parent: &Place, key: &Spanned<DeString<'_>>) -> Place {
-        Place {
-            line: self.line_of(key.span().start),
-            key: join(&parent.key, key.get_ref()),
-        }
+        Place { line: self.line_of(key.span().start), key: join(&parent.key, key.get_ref()) }
     }
 
     fn refuse_unknown_keys(&mut self, place: &Place, table: &DeTable<'_>, known: &[&str]) {
-        for key in table
-            .keys()
-            .filter(|key| !known.contains(&&**key.get_ref()))
-        {
+        for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
             let hint = match nearest(key.get_ref(), known.iter().copied()) {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => format!("known here: {}", known.join(", ")),
@@ -224,18 +188,13 @@ impl Reader {
 impl Node<'_> {
     /// The same value, placed under another name.
     pub fn renamed(self, key: String) -> Self {
-        Self {
-            place: Place { key, ..self.place },
-            ..self
-        }
+        Self { place: Place { key, ..self.place }, ..self }
     }
 
     /// The first key, if this is a table, at which another table stands.
     pub fn first_table(&self) -> Option<&str> {
         let mut entries = self.value.as_table()?.iter();
-        entries
-            .find(|(_, value)| value.get_ref().is_table())
-            .map(|(key, _)| &**key.get_ref())
+        entries.find(|(_, value)| value.get_ref().is_table()).map(|(key, _)| &**key.get_ref())
     }
 
     /// The text at `key`, if this is a table with a text there; nothing is reported.

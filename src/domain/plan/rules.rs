@@ -20,14 +20,10 @@ const MAX_METER_NAME: usize = 100;
 /// Stripe's limit for a price's `lookup_key`.
 const MAX_LOOKUP_KEY: usize = 200;
 
-pub(super) const FEATURE_ID: Rule<FeatureId> = Rule {
-    wanted: ID_WANTED,
-    read: |value| as_id(value.as_str()?)?.parse().ok(),
-};
-pub(super) const PLAN_ID: Rule<PlanId> = Rule {
-    wanted: ID_WANTED,
-    read: |value| as_id(value.as_str()?)?.parse().ok(),
-};
+pub(super) const FEATURE_ID: Rule<FeatureId> =
+    Rule { wanted: ID_WANTED, read: |value| as_id(value.as_str()?)?.parse().ok() };
+pub(super) const PLAN_ID: Rule<PlanId> =
+    Rule { wanted: ID_WANTED, read: |value| as_id(value.as_str()?)?.parse().ok() };
 const ID_WANTED: &str = "1 to 64 of the characters a-z, 0-9, _ and -";
 
 pub(super) const MODEL_NAME: Rule<String> = Rule {
@@ -56,18 +52,10 @@ pub(super) const LOOKUP_KEY: Rule<String> = Rule {
 
 pub(super) const URL: Rule<String> = Rule {
     wanted: "a web address such as \"https://example.com/docs\"",
-    read: |value| {
-        value
-            .as_str()
-            .filter(|text| is_web_address(text))
-            .map(str::to_owned)
-    },
+    read: |value| value.as_str().filter(|text| is_web_address(text)).map(str::to_owned),
 };
 
-pub(super) const WHOLE_NUMBER: Rule<i64> = Rule {
-    wanted: "a whole number",
-    read: integer,
-};
+pub(super) const WHOLE_NUMBER: Rule<i64> = Rule { wanted: "a whole number", read: integer };
 
 pub(super) const QUANTITY: Rule<i64> = Rule {
     wanted: "a whole number from 0 to 1000000000",
@@ -76,17 +64,11 @@ pub(super) const QUANTITY: Rule<i64> = Rule {
 
 pub(super) const PERCENT: Rule<u8> = Rule {
     wanted: "a whole number from 1 to 100",
-    read: |value| {
-        u8::try_from(integer(value)?)
-            .ok()
-            .filter(|n| (1..=100).contains(n))
-    },
+    read: |value| u8::try_from(integer(value)?).ok().filter(|n| (1..=100).contains(n)),
 };
 
-pub(super) const YES_OR_NO: Rule<bool> = Rule {
-    wanted: "true or false",
-    read: |value| value.as_bool(),
-};
+pub(super) const YES_OR_NO: Rule<bool> =
+    Rule { wanted: "true or false", read: |value| value.as_bool() };
 
 /// The text of an amount; what it means depends on the currency.
 pub(super) const AMOUNT: Rule<String> = Rule {
@@ -151,18 +133,13 @@ pub(super) const DELAY: Rule<Duration> = Rule {
 pub(super) const CRON: Rule<String> = Rule {
     wanted: "a cron expression in UTC with five fields, or six with seconds first, such as \
              \"*/5 * * * *\", that comes to pass",
-    read: |value| {
-        value
-            .as_str()
-            .filter(|text| is_schedule(text))
-            .map(str::to_owned)
-    },
+    read: |value| value.as_str().filter(|text| is_schedule(text)).map(str::to_owned),
 };
 
 const DAY_SECONDS: u64 = 86_400;
 
 /// Reads a duration such as `90s`, `5m`, `24h` or `7d`; a day is 24 hours.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let seconds = match unit {
         "s" => 1,
@@ -174,11 +151,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     if !number.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    number
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(seconds)
-        .map(Duration::from_secs)
+    number.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
 }
 
 /// The text, if it can be the id of a feature or a plan.
@@ -203,9 +176,7 @@ fn integer(value: &DeValue<'_>) -> Option<i64> {
 /// Whether the text can stand in a mail as a link: http or https, a host, and no character that
 /// would end the link or hide its target.
 fn is_web_address(text: &str) -> bool {
-    let rest = text
-        .strip_prefix("https://")
-        .or_else(|| text.strip_prefix("http://"));
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let Some(rest) = rest else { return false };
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let unfit = |c: char| c.is_control() || c.is_whitespace() || "\"'<>\\`".contains(c);
@@ -238,18 +209,10 @@ mod tests {
 
     #[test]
     fn durations_are_a_whole_number_and_one_unit() {
-        for (text, seconds) in [
-            ("90s", 90),
-            ("5m", 300),
-            ("24h", 86_400),
-            ("7d", 604_800),
-            ("0s", 0),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Some(Duration::from_secs(seconds)),
-                "{text}"
-            );
+        for (text, seconds) in
+            [("90s", 90), ("5m", 300), ("24h", 86_400), ("7d", 604_800), ("0s", 0)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs(seconds)), "{text}");
         }
         for bad in [
             "",
@@ -272,13 +235,7 @@ mod tests {
 
     #[test]
     fn schedules_have_five_or_six_fields_and_come_to_pass() {
-        for good in [
-            "* * * * *",
-            "*/5 * * * *",
-            "*/10 * * * * *",
-            "0 9 * * MON",
-            "0 0 29 2 *",
-        ] {
+        for good in ["* * * * *", "*/5 * * * *", "*/10 * * * * *", "0 9 * * MON", "0 0 29 2 *"] {
             assert!(is_schedule(good), "{good}");
         }
         for bad in [
@@ -301,11 +258,9 @@ mod tests {
 
     #[test]
     fn links_lead_to_a_host_and_cannot_break_out_of_a_mail() {
-        for good in [
-            "https://example.com",
-            "http://localhost:3000/docs?a=b#c",
-            "https://bücher.example/ü",
-        ] {
+        for good in
+            ["https://example.com", "http://localhost:3000/docs?a=b#c", "https://bücher.example/ü"]
+        {
             assert!(is_web_address(good), "{good}");
         }
         for bad in [

@@ -31,9 +31,7 @@ fn changed(source: &str, old: &str, new: &str) -> String {
 }
 
 fn mistakes(source: &str) -> String {
-    Catalog::parse(source)
-        .expect_err("the file has a mistake")
-        .to_string()
+    Catalog::parse(source).expect_err("the file has a mistake").to_string()
 }
 
 /// What parsing `SMALL` with one change complains about, without the file's name.
@@ -51,10 +49,7 @@ fn complaint_after(lines: &str) -> String {
 }
 
 fn usd(minor: i64) -> Money {
-    Money {
-        minor,
-        currency: "usd".parse().unwrap(),
-    }
+    Money { minor, currency: "usd".parse().unwrap() }
 }
 
 #[test]
@@ -63,11 +58,7 @@ fn the_example_is_read_whole() {
     assert_eq!(catalog.default_plan, Some("starter".parse().unwrap()));
     let runs = &catalog.features["ai_runs"];
     assert_eq!(
-        (
-            runs.name.as_str(),
-            runs.unit.as_str(),
-            runs.stripe_meter.as_deref()
-        ),
+        (runs.name.as_str(), runs.unit.as_str(), runs.stripe_meter.as_deref()),
         ("AI runs", "run", Some("ai_runs"))
     );
 
@@ -79,18 +70,9 @@ fn the_example_is_read_whole() {
         nudge_at_percent: nudges.to_vec(),
         custom,
     };
-    assert_eq!(
-        limit("starter"),
-        limit_of(Enforcement::Hard { granted: 200 }, &[80], false)
-    );
-    assert_eq!(
-        limit("pro"),
-        limit_of(Enforcement::Soft { granted: 2000 }, &[80], false)
-    );
-    assert_eq!(
-        limit("team"),
-        limit_of(Enforcement::Hard { granted: 6000 }, &[], true)
-    );
+    assert_eq!(limit("starter"), limit_of(Enforcement::Hard { granted: 200 }, &[80], false));
+    assert_eq!(limit("pro"), limit_of(Enforcement::Soft { granted: 2000 }, &[80], false));
+    assert_eq!(limit("team"), limit_of(Enforcement::Hard { granted: 6000 }, &[], true));
 
     let pro = catalog.plan_by_lookup_key("pro_monthly").unwrap();
     assert_eq!((pro.name.as_str(), pro.rank), ("Pro", 2));
@@ -123,10 +105,7 @@ fn the_examples_costs_and_policies_are_exact() {
     );
     assert_eq!(catalog.metering_window, Duration::from_secs(300));
     assert_eq!(catalog.schedule.meter_events, "*/5 * * * *");
-    assert_eq!(
-        catalog.policy.post_upgrade_delay,
-        Duration::from_secs(86_400)
-    );
+    assert_eq!(catalog.policy.post_upgrade_delay, Duration::from_secs(86_400));
     assert_eq!(catalog.policy.past_due_grace, Duration::from_secs(604_800));
     assert_eq!(catalog.policy.cost_overhead["team"], usd(1000));
 }
@@ -138,10 +117,7 @@ fn what_a_file_leaves_out_is_as_the_example_says() {
     assert_eq!(small.default_plan, None);
     assert_eq!(small.schedule, example.schedule);
     assert_eq!(small.metering_window, example.metering_window);
-    assert_eq!(
-        small.policy.post_upgrade_delay,
-        example.policy.post_upgrade_delay
-    );
+    assert_eq!(small.policy.post_upgrade_delay, example.policy.post_upgrade_delay);
     assert_eq!(small.policy.past_due_grace, example.policy.past_due_grace);
     assert!(small.models.is_empty() && small.credits.is_empty());
     let free = small.plan("free").unwrap();
@@ -159,24 +135,15 @@ fn plans_are_ordered_by_rank_and_percents_ascend() {
     );
     let catalog = Catalog::parse(&source).unwrap();
     assert_eq!(catalog.plans[1].id.as_str(), "free");
-    assert_eq!(
-        catalog.plans[1].limits["runs"].nudge_at_percent,
-        [50, 80, 100]
-    );
+    assert_eq!(catalog.plans[1].limits["runs"].nudge_at_percent, [50, 80, 100]);
 }
 
 #[test]
 fn an_unlimited_plan_has_no_number() {
-    let source = changed(
-        SMALL,
-        "granted = 5, enforcement = \"hard\"",
-        "enforcement = \"unlimited\"",
-    );
+    let source =
+        changed(SMALL, "granted = 5, enforcement = \"hard\"", "enforcement = \"unlimited\"");
     let catalog = Catalog::parse(&source).unwrap();
-    assert_eq!(
-        catalog.plan("free").unwrap().limits["runs"].enforcement,
-        Enforcement::Unlimited
-    );
+    assert_eq!(catalog.plan("free").unwrap().limits["runs"].enforcement, Enforcement::Unlimited);
 }
 
 #[test]
@@ -184,13 +151,7 @@ fn a_yearly_price_in_another_currency_is_shown_so() {
     let price = "price = { amount = \"3000\", currency = \"JPY\", interval = \"year\", lookup_key = \"k\" }";
     let catalog = Catalog::parse(&format!("{SMALL}{price}\n")).unwrap();
     assert_eq!(
-        catalog
-            .plan_by_lookup_key("k")
-            .unwrap()
-            .price
-            .as_ref()
-            .unwrap()
-            .display(),
+        catalog.plan_by_lookup_key("k").unwrap().price.as_ref().unwrap().display(),
         "¥3000/year"
     );
 }
@@ -225,20 +186,13 @@ fn unknown_keys_are_named_with_their_line_and_the_key_that_was_meant() {
 
 #[test]
 fn text_that_is_not_toml_is_refused_with_its_line() {
-    assert_eq!(
-        complaint("rank = 1", "rank = = 1"),
-        "6: is not TOML: extra `=`, expected nothing"
-    );
+    assert_eq!(complaint("rank = 1", "rank = = 1"), "6: is not TOML: extra `=`, expected nothing");
     assert!(
         complaint("rank = 1", "rank = 1\nrank = 1").starts_with("7: is not TOML: duplicate key")
     );
     assert!(complaint("id = \"free\"", "id = \"free").starts_with("5: is not TOML: "));
     assert!(complaint("id = \"free\"", "id = \"fr\0ee\"").starts_with("5: is not TOML: "));
-    let both = changed(
-        &changed(SMALL, "rank = 1", "rank = = 1"),
-        "rank = 2",
-        "rank",
-    );
+    let both = changed(&changed(SMALL, "rank = 1", "rank = = 1"), "rank = 2", "rank");
     assert_eq!(mistakes(&both).lines().count(), 2, "{}", mistakes(&both));
 }
 
@@ -259,10 +213,7 @@ fn features_are_checked() {
         "1: features.\"Big Runs\": its name must be 1 to 64 of the characters a-z, 0-9, _ and -"
     );
     let long = format!("name = \"{}\"", "ü".repeat(101));
-    assert_eq!(
-        complaint("name = \"Runs\"", &long),
-        format!("2: features.runs.name: {name}")
-    );
+    assert_eq!(complaint("name = \"Runs\"", &long), format!("2: features.runs.name: {name}"));
     assert!(Catalog::parse(&changed(SMALL, "Runs", &"ü".repeat(100))).is_ok());
     assert_eq!(complaint_before("features = 3").lines().count(), 1);
 }
@@ -297,18 +248,12 @@ fn plans_are_checked() {
         complaint_before("default_plan = \"gratis\""),
         "1: default_plan: must be the id of a plan; there is no \"gratis\""
     );
-    assert_eq!(
-        mistakes(""),
-        "plans.toml:1: plans: must be at least one [[plans]] table"
-    );
+    assert_eq!(mistakes(""), "plans.toml:1: plans: must be at least one [[plans]] table");
     assert_eq!(
         mistakes("\nplans = []"),
         "plans.toml:2: plans: must be at least one [[plans]] table"
     );
-    assert_eq!(
-        mistakes("plans = 1"),
-        "plans.toml:1: plans: must be a list, not a number"
-    );
+    assert_eq!(mistakes("plans = 1"), "plans.toml:1: plans: must be a list, not a number");
     assert_eq!(
         mistakes("plans = [1]"),
         "plans.toml:1: plans[0]: must be a table of keys and values, not a number"
@@ -319,26 +264,11 @@ fn plans_are_checked() {
 fn limits_are_checked() {
     let quantity = "a whole number from 0 to 1000000000";
     for (limit, wanted) in [
-        (
-            "enforcement = \"hard\"",
-            format!(".granted: is missing; it must be {quantity}"),
-        ),
-        (
-            "enforcement = \"soft\"",
-            format!(".granted: is missing; it must be {quantity}"),
-        ),
-        (
-            "granted = -1, enforcement = \"hard\"",
-            format!(".granted: must be {quantity}"),
-        ),
-        (
-            "granted = 1000000001, enforcement = \"soft\"",
-            format!(".granted: must be {quantity}"),
-        ),
-        (
-            "granted = \"5\", enforcement = \"soft\"",
-            format!(".granted: must be {quantity}"),
-        ),
+        ("enforcement = \"hard\"", format!(".granted: is missing; it must be {quantity}")),
+        ("enforcement = \"soft\"", format!(".granted: is missing; it must be {quantity}")),
+        ("granted = -1, enforcement = \"hard\"", format!(".granted: must be {quantity}")),
+        ("granted = 1000000001, enforcement = \"soft\"", format!(".granted: must be {quantity}")),
+        ("granted = \"5\", enforcement = \"soft\"", format!(".granted: must be {quantity}")),
         (
             "granted = 5",
             ".enforcement: is missing; it must be \"hard\", \"soft\" or \"unlimited\"".to_owned(),
@@ -377,11 +307,7 @@ fn limits_are_checked() {
         ),
     ] {
         let found = complaint("granted = 5, enforcement = \"hard\"", limit);
-        assert_eq!(
-            found,
-            format!("8: plans.free.limits.runs{wanted}"),
-            "{limit}"
-        );
+        assert_eq!(found, format!("8: plans.free.limits.runs{wanted}"), "{limit}");
     }
     assert_eq!(
         complaint("limits.runs", "limits.seats"),
@@ -389,12 +315,8 @@ fn limits_are_checked() {
     );
     for granted in ["0", "1000000000", "0x10", "1_000"] {
         assert!(
-            Catalog::parse(&changed(
-                SMALL,
-                "granted = 5,",
-                &format!("granted = {granted},")
-            ))
-            .is_ok()
+            Catalog::parse(&changed(SMALL, "granted = 5,", &format!("granted = {granted},")))
+                .is_ok()
         );
     }
 }
@@ -408,18 +330,10 @@ fn prices_are_checked() {
     };
     let good = ["\"29.00\"", "\"usd\"", "\"month\"", "\"k\""];
     assert!(
-        Catalog::parse(&format!(
-            "{SMALL}{}",
-            price(good[0], good[1], good[2], good[3])
-        ))
-        .is_ok()
+        Catalog::parse(&format!("{SMALL}{}", price(good[0], good[1], good[2], good[3]))).is_ok()
     );
     for (field, text, wanted) in [
-        (
-            0,
-            "29.00",
-            "amount: must be a decimal amount in quotes such as \"29.00\"",
-        ),
+        (0, "29.00", "amount: must be a decimal amount in quotes such as \"29.00\""),
         (
             0,
             "\"29.001\"",
@@ -435,11 +349,7 @@ fn prices_are_checked() {
             "\"99999999999999999999\"",
             "amount: must be a decimal amount in quotes such as \"29.00\": usd has 2 decimals",
         ),
-        (
-            1,
-            "\"dollars\"",
-            "currency: must be a three-letter currency code such as \"usd\"",
-        ),
+        (1, "\"dollars\"", "currency: must be a three-letter currency code such as \"usd\""),
         (
             1,
             "\"jpy\"",
@@ -455,11 +365,7 @@ fn prices_are_checked() {
         let mut fields = good;
         fields[field] = text;
         let line = price(fields[0], fields[1], fields[2], fields[3]);
-        assert_eq!(
-            complaint_after(&line),
-            format!("14: plans.pro.price.{wanted}"),
-            "{text}"
-        );
+        assert_eq!(complaint_after(&line), format!("14: plans.pro.price.{wanted}"), "{text}");
     }
     let same = price(good[0], good[1], good[2], good[3]);
     let twice = changed(SMALL, "rank = 1", &format!("rank = 1\n{same}")) + &same;
@@ -481,9 +387,7 @@ fn links_are_checked() {
         "14: plans.pro.unlocks[0].url: must be a web address such as \"https://example.com/docs\""
     );
     assert_eq!(
-        complaint_after("unlocks = [\n{ url = \"https://a.example\" }]")
-            .split(": is")
-            .next(),
+        complaint_after("unlocks = [\n{ url = \"https://a.example\" }]").split(": is").next(),
         Some("15: plans.pro.unlocks[0].title")
     );
 }
@@ -513,16 +417,10 @@ fn costs_are_checked() {
     let edge = format!("{SMALL}[models.m]\ninput = \"1000000\"\noutput = \"0.000001\"\n");
     let model = Catalog::parse(&edge).unwrap().models["m"];
     assert_eq!(
-        (
-            model.input_picodollars_per_token,
-            model.output_picodollars_per_token
-        ),
+        (model.input_picodollars_per_token, model.output_picodollars_per_token),
         (1_000_000_000_000, 1)
     );
-    assert_eq!(
-        model.cached_input_picodollars_per_token,
-        model.input_picodollars_per_token
-    );
+    assert_eq!(model.cached_input_picodollars_per_token, model.input_picodollars_per_token);
 }
 
 #[test]
@@ -535,26 +433,10 @@ fn times_are_checked() {
         ("metering", "window = \"0s\"", format!("window: {window}")),
         ("metering", "window = \"61m\"", format!("window: {window}")),
         ("metering", "window = 300", format!("window: {window}")),
-        (
-            "policy",
-            "past_due_grace = \"1w\"",
-            format!("past_due_grace: {delay}"),
-        ),
-        (
-            "policy",
-            "post_upgrade_delay = \"366d\"",
-            format!("post_upgrade_delay: {delay}"),
-        ),
-        (
-            "schedule",
-            "reconcile = \"hourly\"",
-            format!("reconcile: {cron}"),
-        ),
-        (
-            "schedule",
-            "notices = \"0 0 31 4 *\"",
-            format!("notices: {cron}"),
-        ),
+        ("policy", "past_due_grace = \"1w\"", format!("past_due_grace: {delay}")),
+        ("policy", "post_upgrade_delay = \"366d\"", format!("post_upgrade_delay: {delay}")),
+        ("schedule", "reconcile = \"hourly\"", format!("reconcile: {cron}")),
+        ("schedule", "notices = \"0 0 31 4 *\"", format!("notices: {cron}")),
     ] {
         let found = complaint_after(&format!("[{table}]\n{line}"));
         assert_eq!(found, format!("15: {table}.{wanted}"), "{line}");
@@ -566,20 +448,13 @@ fn times_are_checked() {
         "[policy]\npast_due_grace = \"365d\"",
         "[schedule]\nnotices = \"*/10 * * * * *\"",
     ] {
-        assert!(
-            Catalog::parse(&format!("{SMALL}{edge}\n")).is_ok(),
-            "{edge}"
-        );
+        assert!(Catalog::parse(&format!("{SMALL}{edge}\n")).is_ok(), "{edge}");
     }
 }
 
 #[test]
 fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
-    let mut source = changed(
-        EXAMPLE,
-        "default_plan = \"starter\"",
-        "default_plan = \"gratis\"",
-    );
+    let mut source = changed(EXAMPLE, "default_plan = \"starter\"", "default_plan = \"gratis\"");
     for (old, new) in [
         ("unit = \"run\"", "unit = \"\""),
         ("amount = \"29.00\"", "amount = \"29,00\""),
@@ -593,11 +468,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
         source = changed(&source, old, new);
     }
     let errors = Catalog::parse(&source).unwrap_err();
-    let keys: Vec<_> = errors
-        .mistakes()
-        .iter()
-        .map(|mistake| mistake.key.as_str())
-        .collect();
+    let keys: Vec<_> = errors.mistakes().iter().map(|mistake| mistake.key.as_str()).collect();
     assert_eq!(
         keys,
         [
@@ -616,11 +487,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
     for mistake in errors.mistakes() {
         let line = source.lines().nth(mistake.line - 1).unwrap();
         let leaf = mistake.key.rsplit('.').next().unwrap();
-        assert!(
-            line.contains(leaf),
-            "line {} is {line:?}, not {leaf}",
-            mistake.line
-        );
+        assert!(line.contains(leaf), "line {} is {line:?}, not {leaf}", mistake.line);
     }
 }
 
@@ -628,21 +495,13 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
 #[test]
 fn files_nested_beyond_reason_are_refused() {
     let dotted = vec!["a"; 75].join(".");
-    let nested = format!(
-        "{}b = 1{}",
-        format!("{dotted} = {{ ").repeat(75),
-        " }".repeat(75)
-    );
+    let nested = format!("{}b = 1{}", format!("{dotted} = {{ ").repeat(75), " }".repeat(75));
     let twice = format!("x = {{ {nested} }}\nx = {{ {nested} }}");
     let endless_key = vec!["a"; 100_000].join(".") + " = 1";
     let endless_list = format!("plans = {}{}", "[".repeat(100_000), "]".repeat(100_000));
     for source in [nested, twice, endless_key, endless_list] {
         let small_stack = std::thread::Builder::new().stack_size(1 << 20);
-        let parsed = small_stack
-            .spawn(move || Catalog::parse(&source))
-            .unwrap()
-            .join()
-            .unwrap();
+        let parsed = small_stack.spawn(move || Catalog::parse(&source)).unwrap().join().unwrap();
         assert!(parsed.is_err());
     }
 }

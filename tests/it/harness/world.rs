@@ -90,7 +90,11 @@ impl World {
             interval: "month",
         };
         sim.seed_catalog(
-            &[price("starter_monthly", 2900), price("pro_monthly", 9900), price("team_monthly", 39900)],
+            &[
+                price("starter_monthly", 2900),
+                price("pro_monthly", 9900),
+                price("team_monthly", 39900),
+            ],
             &["ai_runs"],
         )
         .expect("the catalog is seeded");
@@ -114,8 +118,10 @@ impl World {
     }
 
     async fn boot(&mut self) {
-        let running = start(&self.config, self.clock.clone(), Entropy::system(), Drive::Steps).await;
-        let running = running.unwrap_or_else(|error| panic!("the daemon does not start: {error:?}"));
+        let running =
+            start(&self.config, self.clock.clone(), Entropy::system(), Drive::Steps).await;
+        let running =
+            running.unwrap_or_else(|error| panic!("the daemon does not start: {error:?}"));
         // The same address after a restart, because Stripe keeps calling it.
         self.config.listen = running.address;
         self.running = Some(running);
@@ -264,7 +270,8 @@ impl World {
     /// Calls the simulator as someone with the account's key would.
     pub async fn stripe(&self, method: &str, path: &str, form: &[(&str, &str)]) -> Value {
         let method: reqwest::Method = method.parse().expect("a method");
-        let body: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let body: Vec<String> =
+            form.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
         let request = self
             .http
             .request(method, format!("{}{path}", self.sim.base_url()))
@@ -277,7 +284,8 @@ impl World {
     }
 
     pub async fn price(&self, lookup_key: &str) -> String {
-        let found = self.stripe("GET", &format!("/v1/prices?lookup_keys[]={lookup_key}"), &[]).await;
+        let found =
+            self.stripe("GET", &format!("/v1/prices?lookup_keys[]={lookup_key}"), &[]).await;
         found["data"][0]["id"].as_str().expect("the price is seeded").to_owned()
     }
 
@@ -371,7 +379,9 @@ fn encode(value: &str) -> String {
     value
         .bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
             byte => format!("%{byte:02X}"),
         })
         .collect()
