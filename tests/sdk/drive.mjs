@@ -1,5 +1,5 @@
 // Walks the official SDK through one customer's life against any server that speaks Stripe's API:
-// customer, product, prices, meter, subscription, upgrade, usage. Every answer is checked; the
+// meter, product, prices, customer, subscription, upgrade, usage. Every answer is checked; the
 // first surprise ends the walk with 1. On success the last line is a JSON summary.
 //
 // Names carry a random tail, because a lookup key and a meter's event name are unique in an
@@ -60,13 +60,10 @@ async function catalogue(stripe, tail) {
   return { meter, product, starter, pro };
 }
 
-/** A customer who can pay: Stripe refuses an automatic charge without a payment method. */
 async function customer(stripe, tail) {
   const created = await stripe.customers.create({
     name: 'Ada Example',
     email: 'ada@example.com',
-    payment_method: 'pm_card_visa',
-    invoice_settings: { default_payment_method: 'pm_card_visa' },
     metadata: { tollgate_customer_id: `acme_${tail}` },
   });
   const read = await stripe.customers.retrieve(created.id);
@@ -76,11 +73,14 @@ async function customer(stripe, tail) {
   return read;
 }
 
+/** By invoice, because Stripe refuses an automatic charge of a customer without a card. */
 async function subscribe(stripe, customerId, { starter, pro }) {
   const created = await stripe.subscriptions.create({
     customer: customerId,
     items: [{ price: starter.id }],
     billing_mode: { type: 'flexible' },
+    collection_method: 'send_invoice',
+    days_until_due: 30,
   });
   assert.equal(created.status, 'active');
   const [item] = created.items.data;

@@ -84,6 +84,10 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
+    use tollgate::clock::Clock;
+    use tollgate::entropy::Entropy;
+    use tollgate::sim::{SimConfig, Simulator};
+
     use super::*;
 
     const SECRET: &str = "whsec_test";
@@ -108,6 +112,23 @@ mod tests {
             let verdict = verify(secret, &header, SENT_AT, body.as_bytes()).await;
             assert!(matches!(verdict, Verdict::Refused { .. }), "{verdict:?}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_simulator_surprises_the_official_sdk_nowhere() {
+        let simulator = Simulator::start(SimConfig {
+            clock: Clock::manual(SENT_AT),
+            entropy: Entropy::seeded(1),
+            api_key: "sk_test_walk".to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+        })
+        .await
+        .unwrap();
+        let made = drive(&simulator.base_url(), "sk_test_walk").await.expect("no surprise");
+        assert!(made["subscription"].as_str().is_some_and(|id| id.starts_with("sub_")), "{made}");
+        let error = drive(&simulator.base_url(), "sk_test_other").await.unwrap_err();
+        assert!(error.contains("StripeAuthenticationError"), "{error}");
+        simulator.stop().await;
     }
 
     #[tokio::test]
