@@ -176,6 +176,11 @@ impl Clock {
         }
         Some(self.now())
     }
+
+    /// Moves the clock forward to `moment`, never back; `None` on the system clock.
+    pub fn advance_to(&self, moment: Timestamp) -> Option<Timestamp> {
+        self.advance(moment.since(self.now()))
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one reader of the wall clock")]

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::customer::{Customer, Tier};
+use crate::domain::customer::Customer;
 use crate::domain::decision::Standing;
 use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
@@ -202,23 +202,22 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
 
 /// What changes from one state of a customer to the next, for people to read.
 fn differences(catalog: &Catalog, before: &Customer, after: &Customer) -> Vec<Difference> {
-    let plan = |tier: &Tier| tier.plan(catalog).map(|plan| plan.id.to_string());
-    let subscription = |tier: &Tier| tier.subscription.as_ref().map(|s| s.id.clone());
-    let status = |tier: &Tier| tier.subscription.as_ref().map(|s| s.status.as_str().to_owned());
-    let standing = |tier: &Tier| Some(standing_words(tier.standing));
-    let period = |tier: &Tier| tier.cycle.stripe.map(|p| format!("{} to {}", p.start, p.end));
-    let rows: [(&'static str, &dyn Fn(&Tier) -> Option<String>); 5] = [
-        ("plan", &plan),
-        ("subscription", &subscription),
-        ("status", &status),
-        ("standing", &standing),
-        ("period", &period),
-    ];
-    rows.into_iter()
-        .filter_map(|(what, of)| {
-            let (local, stripe) = (of(&before.tier), of(&after.tier));
-            (local != stripe).then_some(Difference { what, local, stripe, action: "set" })
-        })
+    let rows = |customer: &Customer| {
+        let tier = &customer.tier;
+        let subscription = tier.subscription.as_ref();
+        [
+            ("plan", tier.plan(catalog).map(|plan| plan.id.to_string())),
+            ("subscription", subscription.map(|s| s.id.clone())),
+            ("status", subscription.map(|s| s.status.as_str().to_owned())),
+            ("standing", Some(standing_words(tier.standing))),
+            ("period", tier.cycle.stripe.map(|p| format!("{} to {}", p.start, p.end))),
+        ]
+    };
+    rows(before)
+        .into_iter()
+        .zip(rows(after))
+        .filter(|(local, stripe)| local != stripe)
+        .map(|((what, local), (_, stripe))| Difference { what, local, stripe, action: "set" })
         .chain((before.profile != after.profile).then_some(Difference {
             what: "profile",
             local: None,

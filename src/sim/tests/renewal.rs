@@ -35,9 +35,9 @@ async fn a_renewal_moves_the_period_and_pays_an_hour_later() {
     let desk = desk().await;
     let subscription = id(&desk.subscribe("starter_monthly", &[]).await);
     let from = desk.sim.events().len();
-    desk.clock.set(at("2026-11-30T23:59:59Z"));
+    desk.clock.advance_to(at("2026-11-30T23:59:59Z"));
     assert_eq!(desk.told(from), [""; 0]);
-    desk.clock.set(at("2026-12-01T00:30:00Z"));
+    desk.clock.advance_to(at("2026-12-01T00:30:00Z"));
     let renewed = desk.subscription(&subscription).await;
     assert_eq!(period(&renewed), ("2026-12-01".into(), "2027-01-01".into()));
     assert_eq!(desk.told(from), ["invoice.created", "customer.subscription.updated"]);
@@ -59,7 +59,7 @@ async fn months_missed_in_one_leap_are_renewed_one_by_one() {
     let desk = desk_at("2027-01-31T12:00:00Z").await;
     let subscription = id(&desk.subscribe("starter_monthly", &[]).await);
     let from = desk.sim.events().len();
-    desk.clock.set(at("2027-04-15T00:00:00Z"));
+    desk.clock.advance_to(at("2027-04-15T00:00:00Z"));
     let renewed = desk.subscription(&subscription).await;
     let (start, end) = period(&renewed);
     assert_eq!((&*start, &*end), ("2027-03-31T12:00:00Z", "2027-04-30T12:00:00Z"));
@@ -85,7 +85,7 @@ async fn a_cancellation_at_period_end_can_be_withdrawn_until_then() {
     assert!(withdrawn["cancel_at"].is_null() && withdrawn["canceled_at"].is_null());
     desk.make(&path, &[("cancel_at_period_end", "true")]).await;
     let from = desk.sim.events().len();
-    desk.clock.set(at("2026-12-01T00:00:00Z"));
+    desk.clock.advance_to(at("2026-12-01T00:00:00Z"));
     assert_eq!(desk.told(from), ["customer.subscription.deleted"]);
     let ended = desk.subscription(&subscription).await;
     assert_eq!(ended["status"], "canceled");
@@ -127,9 +127,9 @@ async fn a_trial_ends_in_a_paid_period() {
     assert_eq!(trialing["status"], "trialing");
     assert_eq!(period(&trialing), ("2026-11-01".into(), "2026-11-15".into()));
     let from = desk.sim.events().len();
-    desk.clock.set(at("2026-11-12T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-12T00:00:00Z"));
     assert_eq!(desk.told(from), ["customer.subscription.trial_will_end"]);
-    desk.clock.set(at("2026-11-15T01:00:00Z"));
+    desk.clock.advance_to(at("2026-11-15T01:00:00Z"));
     let active = desk.subscription(&id(&trialing)).await;
     assert_eq!(active["status"], "active");
     assert_eq!(period(&active), ("2026-11-15".into(), "2026-12-15".into()));
@@ -167,7 +167,7 @@ async fn naming_the_item_changes_its_price_within_the_period() {
     let path = format!("/v1/subscriptions/{}", id(&subscription));
     let item = id(&subscription["items"]["data"][0]);
     let pro = desk.price("pro_monthly").await;
-    desk.clock.set(at("2026-11-16T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-16T00:00:00Z"));
     let from = desk.sim.events().len();
     let form = [
         ("items[0][id]", item.as_str()),
@@ -200,14 +200,14 @@ async fn prorations_wait_for_the_next_invoice_unless_told_otherwise() {
         let item = id(&subscription["items"]["data"][0]);
         let pro = desk.price("pro_monthly").await;
         let end_s = subscription["items"]["data"][0]["current_period_end"].as_i64().unwrap();
-        desk.clock.set(Timestamp::from_seconds((start.seconds() + end_s) / 2));
+        desk.clock.advance_to(Timestamp::from_seconds((start.seconds() + end_s) / 2));
         let form = [
             ("items[0][id]", item.as_str()),
             ("items[0][price]", &pro),
             ("proration_behavior", behavior),
         ];
         desk.make(&path, &form).await;
-        desk.clock.set(Timestamp::from_seconds(end_s).plus(HOUR));
+        desk.clock.advance_to(Timestamp::from_seconds(end_s).plus(HOUR));
         let renewed = desk.subscription(&id(&subscription)).await;
         let invoice = format!("/v1/invoices/{}", renewed["latest_invoice"].as_str().unwrap());
         assert_eq!(desk.get(&invoice, &[]).await.json["amount_paid"], amount, "{behavior}");
@@ -237,7 +237,7 @@ async fn another_interval_starts_a_new_period_at_once() {
     let path = format!("/v1/subscriptions/{}", id(&subscription));
     let item = id(&subscription["items"]["data"][0]);
     let yearly = desk.price("pro_yearly").await;
-    desk.clock.set(at("2026-11-16T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-16T00:00:00Z"));
     let form = [("items[0][id]", item.as_str()), ("items[0][price]", &yearly)];
     let upgraded = desk.make(&path, &form).await;
     assert_eq!(period(&upgraded), ("2026-11-16".into(), "2027-11-16".into()));
@@ -250,7 +250,7 @@ async fn the_anchor_is_reset_by_a_hash_and_no_longer_by_a_word() {
     let desk = desk().await;
     let subscription = desk.subscribe("starter_monthly", &[]).await;
     let path = format!("/v1/subscriptions/{}", id(&subscription));
-    desk.clock.set(at("2026-11-16T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-16T00:00:00Z"));
     assert_eq!(desk.post(&path, &[("billing_cycle_anchor", "now")]).await.status, 400);
     let reset = desk.make(&path, &[("billing_cycle_anchor[type]", "now")]).await;
     assert_eq!(period(&reset), ("2026-11-16".into(), "2026-12-16".into()));
@@ -263,7 +263,7 @@ async fn a_future_anchor_makes_a_short_first_period() {
     let form = [("billing_cycle_anchor", anchor.as_str())];
     let subscription = desk.subscribe("starter_monthly", &form).await;
     assert_eq!(period(&subscription), ("2026-11-01".into(), "2026-11-20".into()));
-    desk.clock.set(at("2026-11-20T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-20T00:00:00Z"));
     let renewed = desk.subscription(&id(&subscription)).await;
     assert_eq!(period(&renewed), ("2026-11-20".into(), "2026-12-20".into()));
 }
@@ -279,7 +279,7 @@ async fn an_earlier_cancel_at_shortens_the_period() {
     let withdrawn = desk.make(&path, &[("cancel_at", "")]).await;
     assert_eq!(period(&withdrawn), ("2026-11-01".into(), "2026-12-01".into()));
     desk.make(&path, &[("cancel_at", &cancel_at)]).await;
-    desk.clock.set(at("2026-11-10T00:00:00Z"));
+    desk.clock.advance_to(at("2026-11-10T00:00:00Z"));
     assert_eq!(desk.subscription(&id(&subscription)).await["status"], "canceled");
 }
 
@@ -309,11 +309,11 @@ async fn metered_usage_is_billed_for_the_period_that_ended_until_the_draft_close
         ];
         desk.make("/v1/billing/meter_events", &form).await;
     };
-    desk.clock.set(at("2026-12-01T00:30:00Z"));
+    desk.clock.advance_to(at("2026-12-01T00:30:00Z"));
     // Late, but in time for the draft; and one that belongs to the next period.
     report("100", "2026-11-30T23:59:59Z").await;
     report("1000", "2026-12-01T00:00:00Z").await;
-    desk.clock.set(at("2026-12-01T01:00:00Z"));
+    desk.clock.advance_to(at("2026-12-01T01:00:00Z"));
     let renewed = desk.subscription(&id(&subscription)).await;
     report("50", "2026-11-30T23:59:59Z").await;
     let invoice = format!("/v1/invoices/{}", renewed["latest_invoice"].as_str().unwrap());
@@ -327,7 +327,7 @@ async fn failed_payment_is_told_and_paying_brings_the_subscription_back() {
     desk.sim.set_subscription_status(&subscription, "past_due").unwrap();
     let updated = desk.sim.events().last().unwrap().clone();
     assert_eq!(updated["data"]["previous_attributes"]["status"], "active");
-    desk.clock.set(at("2026-12-01T01:00:00Z"));
+    desk.clock.advance_to(at("2026-12-01T01:00:00Z"));
     let overdue = desk.subscription(&subscription).await;
     assert_eq!(overdue["status"], "past_due");
     assert_eq!(desk.sim.events().last().unwrap()["type"], "invoice.payment_failed");

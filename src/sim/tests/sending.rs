@@ -50,7 +50,7 @@ async fn the_background_task_delivers_without_being_asked() {
     desk.subscribe("starter_monthly", &[]).await;
     desk.sim.deliver_pending().await;
     endpoint.take();
-    desk.clock.set(at("2026-12-01T01:00:00Z"));
+    desk.clock.advance_to(at("2026-12-01T01:00:00Z"));
     // Nobody calls the simulator: its own task sees the clock move.
     while endpoint.received.lock().unwrap().len() < 5 {
         tokio::task::yield_now().await;
