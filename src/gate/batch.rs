@@ -68,7 +68,7 @@ struct Batch {
 impl Batch {
     async fn load(app: &App, tx: &mut Tx, requests: &[Request]) -> Result<Self, StoreError> {
         let (plan_version, catalog) = app.plans.active();
-        let customers = load_customers(tx, requests).await?;
+        let customers = load_customers(tx, &catalog, requests).await?;
         let keyed: Vec<_> = requests
             .iter()
             .filter_map(|r| r.key.as_ref().map(|key| (&r.customer_id, key.key.as_str())))
@@ -107,8 +107,13 @@ impl Batch {
     }
 
     fn decide(&mut self, app: &App, request: &Request) -> Result<Decided, GateError> {
-        let customer =
-            self.customers.get(&request.customer_id).ok_or(GateError::UnknownCustomer)?;
+        let Some(customer) = self.customers.get(&request.customer_id) else {
+            // Who comes with data is still unknown only if the feature was no reason to create it.
+            return Err(match request.customer_data {
+                Some(_) => GateError::UnknownFeature,
+                None => GateError::UnknownCustomer,
+            });
+        };
         if let Some(key) = &request.key {
             let known = self.remembered.get(&(customer.id.clone(), key.key.to_string()));
             if let Some(known) = known {
@@ -219,8 +224,10 @@ impl Batch {
 }
 
 /// The customers of the batch, locked, those that are new and come with their data created first.
+/// A request that is going to be refused creates nobody.
 async fn load_customers(
     tx: &mut Tx,
+    catalog: &Catalog,
     requests: &[Request],
 ) -> Result<HashMap<CustomerId, Customer>, StoreError> {
     let mut wanted: Vec<&CustomerId> = requests.iter().map(|r| &r.customer_id).collect();
@@ -232,7 +239,11 @@ async fn load_customers(
     // In order of id too, so that two replicas that create the same customers cannot deadlock.
     let mut created = Vec::new();
     for id in wanted.into_iter().filter(|id| !known.contains_key(*id)) {
-        let profile = requests.iter().find(|r| r.customer_id == *id && r.customer_data.is_some());
+        let profile = requests.iter().find(|r| {
+            r.customer_id == *id
+                && r.customer_data.is_some()
+                && catalog.features.contains_key(&r.feature_id)
+        });
         if let Some(profile) = profile.and_then(|request| request.customer_data.clone()) {
             tx.insert_customer(&new_customer(id.clone(), profile, tx.now)).await?;
             created.push(id);
