@@ -455,13 +455,15 @@ both_databases! {
         let mut cases = Vec::new();
         for list in ["audit", "notices", "inbox", "outbox"] {
             let long = format!("customer_id={}", "x".repeat(129));
+            // Only audit rows are in no state.
+            let state = if list == "audit" { "unknown_field: state" } else { "invalid_value: state" };
             for (query, status, error) in [
                 ("customer_id=a%00b", 422, "invalid_value: customer_id"),
                 ("customer_id=%FF", 422, "invalid_value: customer_id"),
                 (long.as_str(), 422, "invalid_value: customer_id"),
-                ("state=a%00b", 422, "invalid_value: state"),
-                ("state=nonsense", 422, "invalid_value: state"),
-                ("state=%27%20OR%201=1%20--", 422, "invalid_value: state"),
+                ("state=a%00b", 422, state),
+                ("state=nonsense", 422, state),
+                ("state=%27%20OR%201=1%20--", 422, state),
                 ("surprise=1", 422, "unknown_field: surprise"),
                 ("customer_id=acme&customer_id=beta", 400, "malformed: customer_id"),
             ] {
