@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Decided, GateError, Request};
 use crate::app::App;
@@ -169,8 +170,10 @@ impl Batch {
         if let (Some(event_name), Some(stripe_id)) = (meter, stripe_id) {
             let window = self.catalog.metering_window;
             let closed = counter.meter(facts.counted, self.now, facts.period, window);
-            self.meter_events
-                .extend(closed.map(|w| meter_event(app, self.now, &key, event_name, stripe_id, w)));
+            let to = (event_name.as_str(), stripe_id.as_str());
+            self.meter_events.extend(
+                closed.map(|window| meter_event(app, self.now, &key, facts.period.end, to, window)),
+            );
         }
         self.touched.insert(key.clone());
         self.counters.insert(key, (facts.period, counter));
@@ -298,13 +301,17 @@ fn notice(
     }
 }
 
-/// Freezes a closed window into a meter event; from here on none of it changes.
+/// Freezes a closed window into a meter event for a meter's event name and a Stripe customer; from
+/// here on none of it changes.
+///
+/// A replica whose clock is behind may count a run in a period whose last window is closed. It is
+/// reported in the period's last second: Stripe bills by the timestamp, and the run is this period's.
 pub(super) fn meter_event(
     app: &App,
     now: Timestamp,
     counter: &CounterKey,
-    event_name: &str,
-    stripe_customer_id: &str,
+    period_end: Timestamp,
+    (event_name, stripe_customer_id): (&str, &str),
     window: OpenWindow,
 ) -> NewMeterEvent {
     let identifier = app.entropy.id("tg", now);
@@ -314,6 +321,7 @@ pub(super) fn meter_event(
         counter: counter.clone(),
         event_name: event_name.to_owned(),
         stripe_customer_id: stripe_customer_id.to_owned(),
+        timestamp: window.start.min(period_end.minus(Duration::from_secs(1))),
         window,
     }
 }

@@ -68,7 +68,8 @@ async fn close(
     let meter = catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
     match (meter, &customer.stripe_customer_id) {
         (Some(event_name), Some(stripe_id)) => {
-            let event = meter_event(app, tx.now, key, event_name, stripe_id, window);
+            let to = (event_name.as_str(), stripe_id.as_str());
+            let event = meter_event(app, tx.now, key, period_end, to, window);
             tx.insert_meter_event(&event).await
         }
         _ => {

@@ -133,7 +133,7 @@ impl Statements {
             upsert_counters: format!(
                 "INSERT INTO usage_counters ({counter_names}) SELECT {counter_names} FROM {counters} AS w \
                  WHERE true ON CONFLICT (customer_id, feature_id, series, period_start_ms) DO UPDATE SET \
-                 usage_units = excluded.usage_units, reserved_units = excluded.reserved_units, \
+                 period_end_ms = excluded.period_end_ms, usage_units = excluded.usage_units, reserved_units = excluded.reserved_units, \
                  open_start_ms = excluded.open_start_ms, open_end_ms = excluded.open_end_ms, \
                  open_units = excluded.open_units, closed_until_ms = excluded.closed_until_ms"
             )
