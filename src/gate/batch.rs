@@ -229,15 +229,13 @@ async fn load_customers(
     let by_id =
         |customers: Vec<Customer>| customers.into_iter().map(|c| (c.id.clone(), c)).collect();
     let mut known: HashMap<_, _> = by_id(tx.lock_customers(&wanted).await?);
+    // In order of id too, so that two replicas that create the same customers cannot deadlock.
     let mut created = Vec::new();
-    for request in requests {
-        if let Some(profile) = &request.customer_data
-            && !known.contains_key(&request.customer_id)
-            && !created.contains(&&request.customer_id)
-        {
-            tx.insert_customer(&new_customer(request.customer_id.clone(), profile.clone(), tx.now))
-                .await?;
-            created.push(&request.customer_id);
+    for id in wanted.into_iter().filter(|id| !known.contains_key(*id)) {
+        let profile = requests.iter().find(|r| r.customer_id == *id && r.customer_data.is_some());
+        if let Some(profile) = profile.and_then(|request| request.customer_data.clone()) {
+            tx.insert_customer(&new_customer(id.clone(), profile, tx.now)).await?;
+            created.push(id);
         }
     }
     if !created.is_empty() {
