@@ -40,12 +40,14 @@ pub fn tier_from_stripe(
     if let Some((subscription_id, status)) = subscriptions.iter().find_map(unknown_status) {
         return Err(NoTier::UnknownStatus { subscription_id, status });
     }
-    let live: Vec<_> = subscriptions.iter().filter(|s| is_live(&s.status)).collect();
-    let best = live
-        .iter()
-        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (*s, item, plan)))
+    let live = || subscriptions.iter().filter(|s| is_live(&s.status));
+    let best = live()
+        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (s, item, plan)))
         .max_by_key(|(s, _, plan)| (lets_run(&s.status), plan.rank, s.created_at, s.id.clone()));
-    let mut tier = match (best, live.first()) {
+    // A live subscription to something else, beside the one that gave the tier, says nothing of it.
+    let unreadable =
+        live().find(|s| current.subscription.as_ref().is_none_or(|own| own.id == s.id));
+    let mut tier = match (best, unreadable) {
         (Some((subscription, item, plan)), _) => {
             subscribed(current, subscription, item, plan, catalog.policy.past_due_grace, now)
         }
