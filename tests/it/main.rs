@@ -4,6 +4,10 @@
 #[macro_use]
 mod harness;
 
+mod api_keys;
+mod bad_input;
 mod deploy;
+mod gate;
 mod mail;
+mod store;
 mod tidy;
