@@ -6,4 +6,6 @@ mod harness;
 
 mod deploy;
 mod mail;
+mod sync;
 mod tidy;
+mod webhooks;

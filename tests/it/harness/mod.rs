@@ -5,4 +5,5 @@
 pub mod postgres;
 pub mod sdk;
 pub mod smtp_sink;
+pub mod webhooks;
 pub mod world;
