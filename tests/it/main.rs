@@ -10,4 +10,6 @@ mod deploy;
 mod gate;
 mod mail;
 mod store;
+mod sync;
 mod tidy;
+mod webhooks;

@@ -6,4 +6,5 @@ pub mod postgres;
 pub mod sdk;
 pub mod smtp_sink;
 pub mod sql;
+pub mod webhooks;
 pub mod world;
