@@ -4,6 +4,9 @@
 #[macro_use]
 mod harness;
 
+mod cli;
 mod deploy;
 mod mail;
+mod process;
+mod sandbox;
 mod tidy;
