@@ -9,12 +9,12 @@ use crate::config::Config;
 use crate::entropy::Entropy;
 
 pub async fn run(config: Config) -> Result<(), StartError> {
+    let told_to_stop = told_to_stop()?;
+    tokio::pin!(told_to_stop);
     log_to_stderr(&config.log_filter, config.log_format);
     for part in config.idle_parts() {
         tracing::warn!("{part}");
     }
-    let told_to_stop = told_to_stop()?;
-    tokio::pin!(told_to_stop);
     let running = tokio::select! {
         running = start(&config, Clock::system(), Entropy::system(), Drive::Loops) => running?,
         // Nothing was promised to anyone yet.

@@ -6,10 +6,13 @@ mod harness;
 
 mod api_keys;
 mod bad_input;
+mod cli;
 mod deploy;
 mod gate;
 mod mail;
 mod store;
 mod sync;
+mod process;
+mod sandbox;
 mod tidy;
 mod webhooks;
