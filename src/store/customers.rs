@@ -66,8 +66,8 @@ impl Tx {
         row.as_ref().map(read).transpose()
     }
 
-    /// Inserts a customer unless it exists (a deleted one comes back with its new profile and a
-    /// counter at zero); answers whether a row was written.
+    /// Inserts a customer unless it exists (a deleted one comes back with its new profile
+    /// and its old usage: forgetting who it was is no way to a fresh allowance); answers whether a row was written.
     pub async fn insert_customer(&mut self, customer: &Customer) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO customers (customer_id, email, name, stripe_customer_id, created_at_ms, standing, \
@@ -132,8 +132,9 @@ impl Tx {
             "UPDATE customers SET deleted_at_ms = $2, email = NULL, name = NULL, \
              stripe_customer_id = NULL, plan_id = NULL, subscription_id = NULL, \
              subscription_status = NULL, standing = 'good', grace_ends_at_ms = NULL, \
-             stripe_start_ms = NULL, stripe_end_ms = NULL, series = series + 1, anchor_ms = $3, \
-             cycle_interval = 'month', entitlement_version = entitlement_version + 1, \
+             stripe_start_ms = NULL, stripe_end_ms = NULL, cycle_interval = 'month', \
+             series = series + CASE WHEN subscription_id IS NULL THEN 0 ELSE 1 END, \
+             anchor_ms = CASE WHEN subscription_id IS NULL THEN anchor_ms ELSE $3 END, entitlement_version = entitlement_version + 1, \
              revision = revision + 1 WHERE customer_id = $1 AND deleted_at_ms IS NULL",
         )
         .bind(id.as_str())
