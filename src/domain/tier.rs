@@ -40,12 +40,18 @@ pub fn tier_from_stripe(
     if let Some((subscription_id, status)) = subscriptions.iter().find_map(unknown_status) {
         return Err(NoTier::UnknownStatus { subscription_id, status });
     }
-    let live: Vec<_> = subscriptions.iter().filter(|s| is_live(&s.status)).collect();
-    let best = live
-        .iter()
-        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (*s, item, plan)))
+    let live = || subscriptions.iter().filter(|s| is_live(&s.status));
+    let best = live()
+        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (s, item, plan)))
         .max_by_key(|(s, _, plan)| (lets_run(&s.status), plan.rank, s.created_at, s.id.clone()));
-    let mut tier = match (best, live.first()) {
+    // Once the subscription that gave the tier has ended, a live one to something else does not
+    // keep it.
+    let own_ended = current
+        .subscription
+        .as_ref()
+        .is_some_and(|own| subscriptions.iter().any(|s| s.id == own.id && !is_live(&s.status)));
+    let unreadable = live().next().filter(|_| !own_ended);
+    let mut tier = match (best, unreadable) {
         (Some((subscription, item, plan)), _) => {
             subscribed(current, subscription, item, plan, catalog.policy.past_due_grace, now)
         }
@@ -293,6 +299,13 @@ mod tests {
         let mut without_key = subscription("sub_9", "active", "pro_monthly");
         without_key.items[0].lookup_key = None;
         assert!(tier_from_stripe(&catalog(), &on_pro(), &[without_key], now()).is_err());
+    }
+
+    #[test]
+    fn a_strange_price_does_not_keep_alive_a_subscription_that_has_ended() {
+        let odd = subscription("sub_9", "active", "support_contract");
+        let ended = subscription("sub_1", "canceled", "pro_monthly");
+        assert_eq!(next(&on_pro(), &[odd, ended]).plan_id, None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod error;
 pub mod json;
 pub mod ops;
 pub mod pages;
+pub mod server;
 pub mod webhook;
 
 use std::sync::Arc;

@@ -6,8 +6,13 @@ mod harness;
 
 mod api_keys;
 mod bad_input;
+mod cli;
 mod deploy;
 mod gate;
 mod mail;
+mod process;
+mod sandbox;
 mod store;
+mod sync;
 mod tidy;
+mod webhooks;
