@@ -6,7 +6,9 @@ mod harness;
 
 mod cli;
 mod deploy;
+mod logs;
 mod mail;
+mod plans;
 mod process;
 mod sandbox;
 mod tidy;
