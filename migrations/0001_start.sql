@@ -54,6 +54,8 @@ CREATE TABLE usage_counters (
     open_start_ms BIGINT,
     open_end_ms BIGINT,
     open_units BIGINT,
+    -- The Stripe meter it goes to: fixed when it opens, whatever the plans file says later.
+    open_meter TEXT,
     closed_until_ms BIGINT,
     PRIMARY KEY (customer_id, feature_id, series, period_start_ms)
 );
@@ -117,6 +119,8 @@ CREATE TABLE stripe_events (
     event_id TEXT PRIMARY KEY,
     event_type TEXT NOT NULL,
     stripe_customer_id TEXT,
+    -- A thin event names only its subscription; whose that is has to be fetched.
+    subscription_id TEXT,
     -- The customer named by the event itself (client_reference_id or metadata), or found since.
     customer_id TEXT,
     body TEXT NOT NULL,

@@ -19,6 +19,7 @@ use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
 use crate::gate::Gate;
 use crate::http::auth::KeyRing;
+use crate::http::server::serve;
 use crate::http::{Daemon, router};
 use crate::jobs::Jobs;
 use crate::mail::templates::Templates;
@@ -28,6 +29,9 @@ use crate::stripe::Stripe;
 
 /// How long running requests may take to end after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long the database's connections may take to close after that.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why a command did not come about.
 #[derive(Debug)]
@@ -108,7 +112,7 @@ pub struct Running {
     pub address: SocketAddr,
     jobs: Jobs,
     stop: CancellationToken,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
     writer: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     lock: ServeLock,
@@ -226,10 +230,7 @@ fn run(
         jobs: jobs.clone(),
         metrics: metrics.clone(),
     };
-    let stopped = stop.clone().cancelled_owned();
-    let server = tokio::spawn(async move {
-        axum::serve(listener, router(daemon)).with_graceful_shutdown(stopped).await
-    });
+    let server = tokio::spawn(serve(listener, router(daemon), stop.clone()));
     // Without it the recorder's histograms would grow for ever.
     let upkeep = tokio::spawn(async move {
         loop {
@@ -253,10 +254,11 @@ impl Running {
             served
         })
         .await;
-        self.app.store.close().await;
+        // A statement that hangs must not keep the process from ending.
+        let _ = tokio::time::timeout(CLOSE, self.app.store.close()).await;
         drop(self.lock);
         match drained {
-            Ok(served) => served?.context("the server stopped with an error"),
+            Ok(served) => served.context("the server failed"),
             Err(_) => anyhow::bail!("some requests did not end within {} s", DRAIN.as_secs()),
         }
     }

@@ -90,3 +90,68 @@ impl Tier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLANS: &str = include_str!("../../plans.example.toml");
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn denial(tier: &Tier, catalog: &Catalog, feature_id: &str, now: Timestamp) -> Option<Reason> {
+        match tier.entitlement(catalog, feature_id, now) {
+            Entitlement::Denied(reason) => Some(reason),
+            Entitlement::Granted(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_new_customer_is_on_the_default_plan_in_months_from_its_day() {
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let tier = Tier::initial(at("2026-11-05T23:59:59.999Z"));
+        assert_eq!(tier.plan(&catalog).unwrap().id.as_str(), "starter");
+        let period = tier.cycle.period_at(at("2026-11-20T00:00:00Z"));
+        assert_eq!(period.start, at("2026-11-05T00:00:00Z"));
+        assert_eq!(period.end, at("2026-12-05T00:00:00Z"));
+    }
+
+    #[test]
+    fn the_subscriptions_plan_goes_before_the_default_even_if_the_file_has_it_no_more() {
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let mut tier = Tier::initial(at("2026-11-05T00:00:00Z"));
+        tier.plan_id = Some("pro".parse().unwrap());
+        assert_eq!(tier.plan(&catalog).unwrap().id.as_str(), "pro");
+        tier.plan_id = Some("gone".parse().unwrap());
+        let now = at("2026-11-06T00:00:00Z");
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), Some(Reason::NoPlan));
+    }
+
+    #[test]
+    fn each_lack_has_its_reason_and_payment_goes_first() {
+        let deny_strangers = PLANS.replace("default_plan = \"starter\"", "");
+        let without_default = Catalog::parse(&deny_strangers).unwrap();
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let now = at("2026-11-06T00:00:00Z");
+        let mut tier = Tier::initial(now);
+        assert_eq!(denial(&tier, &without_default, "ai_runs", now), Some(Reason::NoPlan));
+        assert_eq!(denial(&tier, &catalog, "exports", now), Some(Reason::FeatureNotInPlan));
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), None);
+        tier.standing = Standing::Paused;
+        assert_eq!(denial(&tier, &without_default, "exports", now), Some(Reason::Paused));
+        tier.standing = Standing::PastDue;
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), Some(Reason::PastDue));
+    }
+
+    #[test]
+    fn a_profile_does_not_show_in_logs() {
+        let profile = Profile {
+            email: Some("jo@example.com".to_owned()),
+            name: Some("Jo Bloggs".to_owned()),
+        };
+        let logged = format!("{profile:?}");
+        assert!(!logged.contains("jo") && !logged.contains("Jo"), "{logged}");
+    }
+}

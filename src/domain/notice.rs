@@ -85,6 +85,7 @@ pub fn overtaken_by(
             Some("its period is over")
         }
         NoticeKind::UsageNudge if at_cap => Some("the cap was reached since"),
+        NoticeKind::CapReached if !at_cap => Some("the cap was raised since"),
         NoticeKind::UsageNudge | NoticeKind::CapReached => None,
     }
 }
@@ -174,6 +175,7 @@ mod tests {
     fn the_cap_mail_is_true_at_the_cap_and_an_upgrade_mail_in_the_next_period_too() {
         assert_eq!(overtaken_by(NoticeKind::CapReached, true, false, true), None);
         assert!(overtaken_by(NoticeKind::CapReached, false, false, true).is_some());
+        assert!(overtaken_by(NoticeKind::CapReached, true, false, false).is_some());
         assert_eq!(overtaken_by(NoticeKind::PlanUpgraded, true, true, false), None);
         assert!(overtaken_by(NoticeKind::PlanUpgraded, false, false, false).is_some());
     }

@@ -32,17 +32,8 @@ pub async fn sync(
     let id = customer_id(id)?;
     let Query(query) = query.map_err(bad_query)?;
     let mode = if query.dry_run { Mode::DryRun } else { Mode::Apply };
-    let synced = sync_customer(&daemon.app, &id, mode).await;
-    let report = synced.map_err(|error| not_synced(&id, error))?;
-    let app = &daemon.app;
-    let mut tx = app.store.begin().await?;
-    let detail = serde_json::to_value(&report).unwrap_or_default();
-    let audit_id = app.entropy.id("aud", tx.now);
-    tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
-    tx.commit().await?;
-    // What was put back is applied now, not at the next tick.
-    app.nudges.inbox.notify_one();
-    app.nudges.meter_events.notify_one();
+    let report =
+        sync_customer(&daemon.app, &id, mode).await.map_err(|error| not_synced(&id, error))?;
     Ok(Json(report))
 }
 

@@ -10,10 +10,11 @@ use super::body::{Body, Fields};
 use super::error::{ApiError, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
-use crate::domain::customer::{Customer, Profile, Tier};
+use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
-use crate::gate::{Request, windows};
+use crate::gate::{Request, create_customer, windows};
+use crate::store::inbox::About;
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
@@ -64,15 +65,7 @@ pub async fn put(
     let before = match tx.lock_customer(&id).await? {
         Some(customer) => customer,
         None => {
-            let created = Customer {
-                id: id.clone(),
-                profile: Profile::default(),
-                stripe_customer_id: None,
-                created_at: tx.now,
-                tier: Tier::initial(tx.now),
-                revision: 1,
-            };
-            tx.insert_customer(&created).await?;
+            create_customer(&mut tx, &id, Profile::default()).await?;
             tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?
         }
     };
@@ -99,14 +92,12 @@ pub async fn put(
     if linked {
         // The customer may have had a subscription long before: look, as after a webhook.
         let event_id = app.entropy.id("linked", tx.now);
-        tx.insert_event(
-            &event_id,
-            LINKED,
-            after.stripe_customer_id.as_deref(),
-            Some(id.as_str()),
-            "{}",
-        )
-        .await?;
+        let about = About {
+            stripe_customer_id: after.stripe_customer_id.as_deref(),
+            customer_id: Some(id.as_str()),
+            ..About::default()
+        };
+        tx.insert_event(&event_id, LINKED, &about, "{}").await?;
     }
     tx.commit().await?;
     app.nudges.inbox.notify_one();

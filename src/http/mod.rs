@@ -8,6 +8,7 @@ pub mod customers;
 pub mod error;
 pub mod ops;
 pub mod pages;
+pub mod server;
 pub mod webhook;
 
 use std::sync::Arc;

@@ -37,6 +37,8 @@ struct FeatureRow {
     name: String,
     usage: String,
     granted: Option<String>,
+    /// How far along the bar goes, at most to its end; `None` without a number to reach.
+    percent: Option<i64>,
     message: Option<String>,
 }
 
@@ -108,7 +110,8 @@ async fn render(
         features.push(FeatureRow {
             name: name.to_owned(),
             usage: thousands(answer.balance.usage),
-            granted: answer.balance.granted.map(|granted| granted.to_string()),
+            granted: answer.balance.granted.map(thousands),
+            percent: answer.threshold.percent.map(|percent| percent.min(100)),
             message: answer.upgrade.map(|upgrade| upgrade.message),
         });
     }

@@ -18,7 +18,7 @@ use crate::domain::notice::{
 };
 use crate::domain::plan::{Catalog, Enforcement, Feature};
 use crate::domain::usage::pace;
-use crate::mail::{Delivery, Mailer, OutgoingMail};
+use crate::mail::{Delivery, Mailer, OutgoingMail, RenderedMail};
 use crate::store::StoreError;
 use crate::store::notices::Notice;
 use crate::store::usage::CounterKey;
@@ -86,14 +86,13 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
         return settle(app, notice, NoticeState::Due, NoticeState::Dropped, Some(&why)).await;
     }
     let catalog = app.plans.version(notice.plan_version, &app.store).await?;
-    let customer = customer.filter(|c| c.profile.email.is_some());
-    let Some((customer, mail)) =
-        customer.and_then(|c| word(app, notice, &c, &catalog).map(|m| (c, m)))
-    else {
-        let why = "the customer has no e-mail address, or its plan is gone";
-        return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(why)).await;
+    let (to_address, to_name, rendered) = match compose(app, notice, customer, &catalog) {
+        Ok(composed) => composed,
+        // The fault of this mail alone, so the others go out.
+        Err(why) => {
+            return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(&why)).await;
+        }
     };
-    let rendered = app.templates.render(&mail)?;
     let mut tx = app.store.begin().await?;
     let ours =
         tx.move_notice(&notice.notice_id, NoticeState::Due, NoticeState::Sending, None).await?;
@@ -105,13 +104,29 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
     let delivery = mailer
         .send(&OutgoingMail {
             message_id: format!("{}@{}", notice.notice_id, mailer.domain()),
-            to_address: customer.profile.email.unwrap_or_default(),
-            to_name: customer.profile.name,
+            to_address,
+            to_name,
             date,
             rendered,
         })
         .await;
     conclude(app, notice, delivery).await
+}
+
+/// Address, name and words of a notice's mail, or why there can be none.
+fn compose(
+    app: &App,
+    notice: &Notice,
+    customer: Option<Customer>,
+    catalog: &Arc<Catalog>,
+) -> Result<(String, Option<String>, RenderedMail), String> {
+    let customer = customer.ok_or("the customer is gone")?;
+    let address = customer.profile.email.clone().ok_or("the customer has no e-mail address")?;
+    let mail = word(app, notice, &customer, catalog)
+        .ok_or("its plan or feature is not in the plans file it arose under")?;
+    let rendered =
+        app.templates.render(&mail).map_err(|error| format!("its template fails: {error}"))?;
+    Ok((address, customer.profile.name, rendered))
 }
 
 async fn conclude(app: &App, notice: &Notice, delivery: Delivery) -> anyhow::Result<Outcome> {
@@ -283,4 +298,16 @@ fn upgrade_facts(
         unlocks: plan.unlocks.clone(),
         usage_url: Some(app.links.url(Purpose::Usage, &customer.id, period_end)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::Timeouts;
+
+    #[test]
+    fn a_mail_that_is_still_being_sent_is_never_taken_for_abandoned() {
+        let clocks_differ_by = Duration::from_secs(60);
+        assert!(Timeouts::default().longest_attempt() + clocks_differ_by < SENDING_FOR);
+    }
 }

@@ -106,6 +106,12 @@ impl Jobs {
             Ok(outcome) => outcome,
             Err(panic) => Err(anyhow::anyhow!("the step failed: {panic}")),
         };
+        // Kept, it would stop the nudges of the replica that has just made work for this job.
+        if !job.is_per_replica()
+            && let Err(error) = app.store.release_lease(&lease, &app.replica_id).await
+        {
+            tracing::warn!(job = job.name(), %error, "a job's lease was not given back; it expires");
+        }
         self.note(job, now, outcome)
     }
 

@@ -7,15 +7,18 @@ use super::Progress;
 use crate::app::App;
 use crate::domain::ids::CustomerId;
 use crate::store::StoreError;
-use crate::store::inbox::{EventOutcome, StoredEvent};
+use crate::store::inbox::{About, EventOutcome, StoredEvent};
+use crate::stripe::Stripe;
 use crate::stripe::event::concerns_tier;
 use crate::sync::link::{LINKED, LinkError, link_from_stripe};
-use crate::sync::{Mode, SyncError, sync_customer};
+use crate::sync::{SyncError, sync_tier};
 
 /// How many events one step takes.
 const AT_ONCE: i64 = 200;
-/// After this many tries an event waits for a person.
-const MAX_ATTEMPTS: i64 = 12;
+/// For how long an event is tried: as long as Stripe itself tries to deliver one. Then it waits for
+/// a person, who puts it back with a sync.
+const TRY_FOR: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// Whom an event concerns.
 enum Concerned {
@@ -28,16 +31,19 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     let taken = events.len();
     let mut by_customer: BTreeMap<CustomerId, Vec<StoredEvent>> = BTreeMap::new();
     for event in events {
-        match concerned(app, &event).await? {
-            Concerned::Customer(id) => by_customer.entry(id).or_default().push(event),
-            Concerned::Settled(outcome) => settle(app, &[event], |_| outcome.clone()).await?,
+        match concerned(app, &event).await {
+            Ok(Concerned::Customer(id)) => by_customer.entry(id).or_default().push(event),
+            Ok(Concerned::Settled(outcome)) => settle(app, &[event], |_| outcome.clone()).await?,
+            // Without a database there is nothing to do; any other fault is this event's own.
+            Err(SyncError::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
+            Err(error) => settle(app, &[event], |event| after_failure(app, event, &error)).await?,
         }
     }
     // One fetch serves all of a customer's events: each of them only says that something changed.
     for (id, events) in by_customer {
-        match sync_customer(app, &id, Mode::Apply).await {
-            Ok(_) => {
-                settle(app, &events, |_| EventOutcome::Applied { customer_id: id.clone() }).await?
+        match sync_tier(app, &id).await {
+            Ok(()) => {
+                settle(app, &events, |_| EventOutcome::Applied { customer_id: id.clone() }).await?;
             }
             Err(error) => {
                 tracing::warn!(customer_id = %id, %error, "a webhook could not be applied yet");
@@ -50,53 +56,60 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
 
 /// Finds the customer an event is about, tying it to its Stripe customer if the event or Stripe's
 /// metadata says they are one.
-async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, StoreError> {
+async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
     if event.event_type != LINKED && !concerns_tier(&event.event_type) {
         return Ok(Concerned::Settled(EventOutcome::Ignored));
     }
-    let Some(stripe_id) = &event.stripe_customer_id else {
-        return Ok(parked("it names no Stripe customer"));
+    let (stripe_id, mut named) = match (&event.stripe_customer_id, &event.subscription_id) {
+        (Some(stripe_id), _) => (stripe_id.clone(), event.customer_id.clone()),
+        (None, Some(subscription_id)) => match stripe(app)?.subscription(subscription_id).await? {
+            Some(found) => (found.stripe_customer_id, found.tollgate_customer_id),
+            None => return Ok(parked("Stripe knows no such subscription")),
+        },
+        (None, None) => return Ok(parked("it names no Stripe customer")),
     };
-    if let Some(customer) = app.store.customer_by_stripe_id(stripe_id).await? {
+    if let Some(customer) = app.store.customer_by_stripe_id(&stripe_id).await? {
         return Ok(Concerned::Customer(customer.id));
     }
-    let named = match event.customer_id.clone() {
-        Some(id) => Some(id),
-        None => match named_in_metadata(app, stripe_id).await {
-            Ok(id) => id,
-            Err(error) => return Ok(Concerned::Settled(after_failure(app, event, &error))),
-        },
+    if named.is_none() {
+        named =
+            stripe(app)?.customer(&stripe_id).await?.and_then(|found| found.tollgate_customer_id);
+    }
+    let mut tx = app.store.begin().await?;
+    let about = About {
+        stripe_customer_id: Some(&stripe_id),
+        customer_id: named.as_deref(),
+        ..About::default()
     };
+    tx.complete_event(&event.event_id, &about).await?;
+    tx.commit().await?;
     let Some(id) = named.and_then(|id| id.parse::<CustomerId>().ok()) else {
         return Ok(parked("no customer is tied to its Stripe customer"));
     };
-    match link_from_stripe(app, &id, stripe_id).await {
+    match link_from_stripe(app, &id, &stripe_id).await {
         Ok(()) => Ok(Concerned::Customer(id)),
-        Err(LinkError::Store(error)) => Err(error),
+        Err(LinkError::Store(error)) => Err(error.into()),
         Err(error) => Ok(parked(&format!("it cannot be tied to customer {id}: {error}"))),
     }
+}
+
+fn stripe(app: &App) -> Result<&Stripe, SyncError> {
+    app.stripe.as_ref().ok_or(SyncError::NotConfigured)
 }
 
 fn parked(reason: &str) -> Concerned {
     Concerned::Settled(EventOutcome::Parked { reason: reason.to_owned() })
 }
 
-async fn named_in_metadata(app: &App, stripe_id: &str) -> Result<Option<String>, SyncError> {
-    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    Ok(stripe.customer(stripe_id).await?.and_then(|found| found.tollgate_customer_id))
-}
-
 /// Tries again later, with doubling waits, what may pass by itself; parks the rest.
 fn after_failure(app: &App, event: &StoredEvent, error: &SyncError) -> EventOutcome {
-    if !error.is_transient() || event.attempts + 1 >= MAX_ATTEMPTS {
+    let now = app.clock.now();
+    if !error.is_transient() || now.since(event.received_at) >= TRY_FOR {
         return EventOutcome::Parked { reason: error.to_string() };
     }
     let doublings = u32::try_from(event.attempts.clamp(0, 11)).unwrap_or(11);
-    let wait = Duration::from_secs(2_u64.pow(doublings)).min(Duration::from_secs(900));
-    EventOutcome::TryAgain {
-        at: app.clock.now().plus(app.entropy.jitter(wait)),
-        reason: error.to_string(),
-    }
+    let wait = Duration::from_secs(2_u64.pow(doublings)).min(LONGEST_WAIT);
+    EventOutcome::TryAgain { at: now.plus(app.entropy.jitter(wait)), reason: error.to_string() }
 }
 
 async fn settle(

@@ -3,10 +3,10 @@
 
 use super::Progress;
 use crate::app::App;
-use crate::sync::{Mode, SyncError, sync_customer};
+use crate::sync::{SyncError, sync_tier};
 
-/// How many customers one step fetches.
-const AT_ONCE: i64 = 100;
+/// How many customers are read from the database at a time.
+const PAGE: i64 = 100;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     if app.stripe.is_none() {
@@ -15,17 +15,22 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
             ..Progress::default()
         });
     }
-    let overdue = app.store.customers_with_overdue_renewal(app.clock.now(), AT_ONCE).await?;
-    let mut done = 0;
-    let mut failed = 0;
-    for id in &overdue {
-        match sync_customer(app, id, Mode::Apply).await {
-            Ok(_) => done += 1,
-            // Whoever is at it already does the same.
-            Err(SyncError::Busy) => {}
-            Err(error) => {
-                failed += 1;
-                tracing::warn!(customer_id = %id, %error, "a customer with an overdue renewal could not be synced");
+    let now = app.clock.now();
+    let (mut done, mut failed, mut after) = (0, 0, String::new());
+    loop {
+        let overdue = app.store.customers_with_overdue_renewal(now, &after, PAGE).await?;
+        let Some(last) = overdue.last() else { break };
+        after = last.to_string();
+        for id in &overdue {
+            match sync_tier(app, id).await {
+                Ok(()) => done += 1,
+                // Whoever is at it already does the same.
+                Err(SyncError::Busy) => {}
+                // One customer's trouble is no reason to leave the others.
+                Err(error) => {
+                    failed += 1;
+                    tracing::warn!(customer_id = %id, %error, "an overdue renewal could not be looked at");
+                }
             }
         }
     }

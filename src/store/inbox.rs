@@ -14,6 +14,7 @@ pub struct StoredEvent {
     pub event_id: String,
     pub event_type: String,
     pub stripe_customer_id: Option<String>,
+    pub subscription_id: Option<String>,
     /// Whom the event names itself, or whom it was found to concern.
     pub customer_id: Option<String>,
     /// `pending`, `applied`, `ignored` or `parked`.
@@ -22,6 +23,14 @@ pub struct StoredEvent {
     pub received_at: Timestamp,
     pub settled_at: Option<Timestamp>,
     pub detail: Option<String>,
+}
+
+/// Whom an event is about, as far as it says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct About<'a> {
+    pub stripe_customer_id: Option<&'a str>,
+    pub subscription_id: Option<&'a str>,
+    pub customer_id: Option<&'a str>,
 }
 
 /// What becomes of a stored event.
@@ -42,7 +51,7 @@ pub enum EventOutcome {
     },
 }
 
-const COLUMNS: &str = "event_id, event_type, stripe_customer_id, customer_id, state, attempts, \
+const COLUMNS: &str = "event_id, event_type, stripe_customer_id, subscription_id, customer_id, state, attempts, \
     received_at_ms, settled_at_ms, detail";
 
 impl Store {
@@ -87,25 +96,40 @@ impl Tx {
         &mut self,
         event_id: &str,
         event_type: &str,
-        stripe_customer_id: Option<&str>,
-        customer_id: Option<&str>,
+        about: &About<'_>,
         body: &str,
     ) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "INSERT INTO stripe_events (event_id, event_type, stripe_customer_id, customer_id, body, state, \
-             attempts, next_attempt_at_ms, received_at_ms) VALUES ($1, $2, $3, $4, $5, 'pending', 0, $6, $6) \
+            "INSERT INTO stripe_events (event_id, event_type, stripe_customer_id, subscription_id, customer_id, \
+             body, state, attempts, next_attempt_at_ms, received_at_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'pending', 0, $7, $7) \
              ON CONFLICT (event_id) DO NOTHING",
         )
         .bind(event_id)
         .bind(event_type)
-        .bind(stripe_customer_id)
-        .bind(customer_id)
+        .bind(about.stripe_customer_id)
+        .bind(about.subscription_id)
+        .bind(about.customer_id)
         .bind(body)
         .bind(now)
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// Notes whom an event was found to be about, so that it is found again when they are tied.
+    pub async fn complete_event(&mut self, event_id: &str, about: &About<'_>) -> Result<()> {
+        sqlx::query(
+            "UPDATE stripe_events SET stripe_customer_id = COALESCE($2, stripe_customer_id), \
+             customer_id = COALESCE($3, customer_id) WHERE event_id = $1",
+        )
+        .bind(event_id)
+        .bind(about.stripe_customer_id)
+        .bind(about.customer_id)
+        .execute(self.connection())
+        .await?;
+        Ok(())
     }
 
     /// Settles a pending event, or sets its next attempt.
@@ -146,7 +170,7 @@ impl Tx {
     ) -> Result<u64> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE stripe_events SET state = 'pending', next_attempt_at_ms = $3, settled_at_ms = NULL \
+            "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, settled_at_ms = NULL \
              WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
         )
         .bind(customer_id.as_str())
@@ -157,18 +181,42 @@ impl Tx {
         Ok(done.rows_affected())
     }
 
-    /// How many events of a customer are parked.
+    /// Settles a customer's parked events that came up to `moment` as applied; answers how many.
+    pub async fn apply_parked_events(
+        &mut self,
+        customer_id: &CustomerId,
+        stripe_customer_id: Option<&str>,
+        moment: Timestamp,
+    ) -> Result<i64> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE stripe_events SET state = 'applied', settled_at_ms = $4, customer_id = $1 \
+             WHERE state = 'parked' AND received_at_ms <= $3 \
+             AND (customer_id = $1 OR stripe_customer_id = $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(stripe_customer_id.unwrap_or_default())
+        .bind(moment.ms())
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
+    }
+
+    /// How many [`Tx::apply_parked_events`] would settle.
     pub async fn parked_events(
         &mut self,
         customer_id: &CustomerId,
         stripe_customer_id: Option<&str>,
+        moment: Timestamp,
     ) -> Result<i64> {
         let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM stripe_events \
-             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+            "SELECT COUNT(*) AS n FROM stripe_events WHERE state = 'parked' AND received_at_ms <= $3 \
+             AND (customer_id = $1 OR stripe_customer_id = $2)",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
+        .bind(moment.ms())
         .fetch_one(self.connection())
         .await?;
         Ok(row.try_get("n")?)
@@ -180,6 +228,7 @@ fn read(row: &AnyRow) -> Result<StoredEvent> {
         event_id: row.try_get("event_id")?,
         event_type: row.try_get("event_type")?,
         stripe_customer_id: row.try_get("stripe_customer_id")?,
+        subscription_id: row.try_get("subscription_id")?,
         customer_id: row.try_get("customer_id")?,
         state: row.try_get("state")?,
         attempts: row.try_get("attempts")?,

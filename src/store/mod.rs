@@ -243,12 +243,6 @@ impl Store {
         })
     }
 
-    /// Answers if the database does.
-    pub async fn ping(&self) -> Result<()> {
-        self.readers.execute("SELECT 1").await?;
-        Ok(())
-    }
-
     pub async fn close(&self) {
         self.writers.close().await;
         self.readers.close().await;

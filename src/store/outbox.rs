@@ -37,9 +37,10 @@ pub struct NewMeterEvent {
     pub identifier: String,
     pub idempotency_key: String,
     pub counter: CounterKey,
-    pub event_name: String,
     pub stripe_customer_id: String,
     pub window: OpenWindow,
+    /// Decides the billing period at Stripe, so it lies in the counter's own.
+    pub timestamp: Timestamp,
 }
 
 /// What becomes of a meter event after a send.
@@ -66,6 +67,52 @@ impl Store {
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(read).collect()
+    }
+
+    /// A customer's meter events that wait to be sent, the oldest usage first, at most `limit`.
+    pub async fn oldest_pending_of(
+        &self,
+        customer_id: &CustomerId,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND customer_id = $1 \
+             ORDER BY timestamp_ms, identifier LIMIT $2",
+        )
+        .bind(customer_id.as_str())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A customer's units that wait to be sent.
+    pub async fn pending_units_of(&self, customer_id: &CustomerId) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM meter_events \
+             WHERE state = 'pending' AND customer_id = $1",
+        )
+        .bind(customer_id.as_str())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("v")?)
+    }
+
+    /// How many meter events [`Tx::unpark_meter_events`] would put back.
+    pub async fn parked_meter_events_of(
+        &self,
+        customer_id: &CustomerId,
+        in_doubt_before: Timestamp,
+    ) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
+             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(in_doubt_before.ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("n")?)
     }
 
     /// A customer's meter events, or all, in one state or any; the newest first.
@@ -102,10 +149,10 @@ impl Tx {
         .bind(&event.idempotency_key)
         .bind(event.counter.customer_id.as_str())
         .bind(event.counter.feature_id.as_str())
-        .bind(&event.event_name)
+        .bind(&event.window.meter)
         .bind(&event.stripe_customer_id)
         .bind(event.window.value)
-        .bind(event.window.start.ms())
+        .bind(event.timestamp.ms())
         .bind(event.counter.series)
         .bind(event.counter.period_start.ms())
         .bind(event.window.end.ms())
@@ -127,6 +174,33 @@ impl Tx {
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// Takes back that a send was begun, after an answer that says it was not even looked at or
+    /// was refused: it starts no doubt about what Stripe has counted. Only if it is the one send
+    /// since `attempts_before`; of another one the answer may still be out.
+    pub async fn undo_first_send(&mut self, identifier: &str, attempts_before: i64) -> Result<()> {
+        sqlx::query(
+            "UPDATE meter_events SET first_sent_at_ms = NULL WHERE identifier = $1 AND attempts = $2",
+        )
+        .bind(identifier)
+        .bind(attempts_before + 1)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Gives a meter event another idempotency key, after Stripe has answered for good under the
+    /// one it had. What it counts by, the identifier, stays.
+    pub async fn renew_idempotency_key(&mut self, identifier: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE meter_events SET idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
+             WHERE identifier = $1 AND state = 'pending'",
+        )
+        .bind(identifier)
+        .execute(self.connection())
+        .await?;
+        Ok(())
     }
 
     pub async fn settle_meter_event(
@@ -157,6 +231,7 @@ impl Tx {
 
     /// Makes a customer's parked meter events pending again, except those that must not be sent
     /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten.
+    /// Each gets another idempotency key, because under the old one Stripe would refuse it again.
     pub async fn unpark_meter_events(
         &mut self,
         customer_id: &CustomerId,
@@ -164,7 +239,8 @@ impl Tx {
     ) -> Result<u64> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL \
+            "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL, \
+             idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
              WHERE state = 'parked' AND customer_id = $1 \
              AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
         )
@@ -174,23 +250,6 @@ impl Tx {
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected())
-    }
-
-    /// How many meter events [`Tx::unpark_meter_events`] would put back.
-    pub async fn parked_meter_events(
-        &mut self,
-        customer_id: &CustomerId,
-        in_doubt_before: Timestamp,
-    ) -> Result<i64> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
-        )
-        .bind(customer_id.as_str())
-        .bind(in_doubt_before.ms())
-        .fetch_one(self.connection())
-        .await?;
-        Ok(row.try_get("n")?)
     }
 }
 

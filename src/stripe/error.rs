@@ -34,7 +34,12 @@ pub enum StripeErrorKind {
         message: String,
     },
     /// 5xx. Whether the call took effect is unknown.
-    Server { status: u16 },
+    Server {
+        status: u16,
+        /// The same answer as before, kept by Stripe under the idempotency key: under this key
+        /// there will be no other for a day.
+        replayed: bool,
+    },
     /// Never sent: the named value cannot be part of a request.
     Unsendable { what: &'static str },
 }
@@ -77,7 +82,7 @@ impl StripeError {
         let kind = match (status, said) {
             (429, _) => StripeErrorKind::RateLimited { retry_after: reply.retry_after },
             (401 | 403, _) => StripeErrorKind::Unauthorized { status, message },
-            (500.., _) => StripeErrorKind::Server { status },
+            (500.., _) => StripeErrorKind::Server { status, replayed: reply.replayed },
             (400..=499, Some(said)) => StripeErrorKind::Refused {
                 status,
                 code: said.code.or(said.kind).as_deref().map(presentable),
@@ -114,7 +119,7 @@ impl fmt::Display for StripeError {
                 }
                 write!(f, "): {message}")
             }
-            StripeErrorKind::Server { status } => write!(f, "Stripe failed ({status})"),
+            StripeErrorKind::Server { status, .. } => write!(f, "Stripe failed ({status})"),
             StripeErrorKind::Unsendable { what } => {
                 write!(f, "not sent to Stripe: unusable {what}")
             }
@@ -170,6 +175,7 @@ mod tests {
             status,
             should_retry: None,
             retry_after: None,
+            replayed: false,
             request_id: Some("req_1".to_owned()),
             body: body.as_bytes().to_vec(),
         }

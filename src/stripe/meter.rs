@@ -35,6 +35,9 @@ pub enum MeterOutcome {
     AlreadyDelivered,
     /// It may or may not have arrived: send the same again, under the same key.
     Retry { reason: String },
+    /// Stripe gives an earlier failure again, and will for a day, because it keeps the first answer
+    /// under a key: send the same under another key. The identifier keeps it from counting twice.
+    KeySpent { reason: String },
     /// Send the same again, more slowly.
     RateLimited { retry_after: Option<Duration> },
     /// Older than Stripe takes (35 days). No later attempt can succeed.
@@ -94,6 +97,9 @@ fn judge(answer: Result<(), StripeError>) -> MeterOutcome {
         StripeErrorKind::Unauthorized { .. } => {
             MeterOutcome::PauseReporter { reason: error.to_string() }
         }
+        StripeErrorKind::Server { replayed: true, .. } => {
+            MeterOutcome::KeySpent { reason: error.to_string() }
+        }
         _ if error.is_transient() => MeterOutcome::Retry { reason: error.to_string() },
         StripeErrorKind::Refused { status: 400, message, .. }
             if message.starts_with("An event already exists with identifier") =>
@@ -152,6 +158,7 @@ mod tests {
             MeterOutcome::Delivered => "delivered",
             MeterOutcome::AlreadyDelivered => "already delivered",
             MeterOutcome::Retry { .. } => "retry",
+            MeterOutcome::KeySpent { .. } => "key spent",
             MeterOutcome::RateLimited { .. } => "rate limited",
             MeterOutcome::TooOld => "too old",
             MeterOutcome::Refused { .. } => "refused",
@@ -179,6 +186,7 @@ mod tests {
             (refusal(500, "", "sorry"), "retry"),
             (refusal(500, "", "sorry").with("stripe-should-retry", "false"), "retry"),
             (Turn::html(502), "retry"),
+            (refusal(500, "", "sorry").with("idempotent-replayed", "true"), "key spent"),
             (Turn::html(400), "retry"),
             (refusal(429, "", "slow down"), "rate limited"),
             (refusal(429, "lock_timeout", "locked"), "rate limited"),

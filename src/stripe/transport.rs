@@ -34,6 +34,7 @@ const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const STRIPE_SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Why no client can be made.
@@ -83,6 +84,8 @@ pub(super) struct Reply {
     /// `Stripe-Should-Retry`: Stripe knows better than any status.
     pub should_retry: Option<bool>,
     pub retry_after: Option<Duration>,
+    /// `Idempotent-Replayed`: the answer to an earlier request under the same key, given again.
+    pub replayed: bool,
     pub request_id: Option<String>,
     pub body: Vec<u8>,
 }
@@ -226,6 +229,7 @@ async fn read_whole(mut response: reqwest::Response) -> Result<Reply, NoReply> {
         retry_after: header(&response, &RETRY_AFTER)
             .and_then(|text| text.parse().ok())
             .map(Duration::from_secs),
+        replayed: header(&response, &IDEMPOTENT_REPLAYED) == Some("true"),
         request_id: header(&response, &REQUEST_ID).map(str::to_owned),
         body: Vec::new(),
     };
@@ -353,7 +357,7 @@ mod tests {
     async fn a_read_is_tried_three_times_and_then_given_up() {
         let fake = FakeStripe::start([Turn::html(502), Turn::Hangup, Turn::html(503)]).await;
         let error = read(&fake).await.unwrap_err();
-        assert_eq!(error.kind, StripeErrorKind::Server { status: 503 });
+        assert_eq!(error.kind, StripeErrorKind::Server { status: 503, replayed: false });
         assert_eq!(fake.seen().len(), 3);
     }
 
@@ -401,7 +405,8 @@ mod tests {
             Turn::json(500, "{}").with("stripe-should-retry", "false"),
         ])
         .await;
-        assert_eq!(read(&fake).await.unwrap_err().kind, StripeErrorKind::Server { status: 500 });
+        let server = StripeErrorKind::Server { status: 500, replayed: false };
+        assert_eq!(read(&fake).await.unwrap_err().kind, server);
         assert_eq!(fake.seen().len(), 2);
     }
 

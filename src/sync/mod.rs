@@ -23,7 +23,7 @@ use crate::domain::subscription::Subscription;
 use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
-use crate::stripe::StripeError;
+use crate::stripe::{StripeError, StripeErrorKind};
 
 /// How long a worker may hold a customer: longer than the slowest fetch from Stripe takes.
 const LEASE: Duration = Duration::from_secs(120);
@@ -77,56 +77,89 @@ impl SyncError {
     /// Whether the same sync may succeed later without anyone doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Busy | Self::Store(_) => true,
-            Self::Stripe(error) => error.is_transient(),
-            Self::UnknownCustomer | Self::NotConfigured | Self::NoTier(_) => false,
+            Self::Busy | Self::Store(StoreError::Unavailable(_) | StoreError::Conflict { .. }) => {
+                true
+            }
+            // A key can be mended while events wait.
+            Self::NotConfigured => true,
+            Self::Stripe(error) => {
+                error.is_transient() || matches!(error.kind, StripeErrorKind::Unauthorized { .. })
+            }
+            Self::UnknownCustomer | Self::NoTier(_) | Self::Store(_) => false,
         }
     }
 }
 
-/// Makes the customer's tier and period equal to Stripe's, and puts back what is parked for it.
+/// Makes the customer's tier and period equal to Stripe's: what a webhook and the clock call for.
+pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
+    under_lease(app, id, retry_conflicts(app, id, Asker::Daemon)).await.map(|_| ())
+}
+
+/// All that support can ask for: tier and period made equal to Stripe's, what is parked put back,
+/// usage that is due closed and sent, and an entry in the audit trail. A dry run changes nothing.
 pub async fn sync_customer(
     app: &App,
     id: &CustomerId,
     mode: Mode,
 ) -> Result<SyncReport, SyncError> {
+    under_lease(app, id, async {
+        let mut differences = retry_conflicts(app, id, Asker::Support(mode)).await?;
+        differences.extend(usage::sync_usage(app, id, mode).await?);
+        Ok(SyncReport {
+            customer_id: id.clone(),
+            dry_run: mode == Mode::DryRun,
+            changed: mode == Mode::Apply && !differences.is_empty(),
+            differences,
+        })
+    })
+    .await
+}
+
+/// Keeps other workers off the customer while `work` runs.
+async fn under_lease<T>(
+    app: &App,
+    id: &CustomerId,
+    work: impl Future<Output = Result<T, SyncError>>,
+) -> Result<T, SyncError> {
     let lease = format!("customer:{id}");
     // Two syncs within one process exclude each other too, so each has a name of its own.
     let holder = app.entropy.id("sync", app.clock.now());
     if !app.store.take_lease(&lease, &holder, app.clock.now(), LEASE).await? {
         return Err(SyncError::Busy);
     }
-    let synced = sync_under_lease(app, id, mode).await;
+    let done = work.await;
     app.store.release_lease(&lease, &holder).await?;
-    synced
+    done
 }
 
-async fn sync_under_lease(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
-    let mut report = retry_conflicts(app, id, mode).await?;
-    let waiting = usage::send_all_of(app, id, mode).await?;
-    if waiting > 0 {
-        report.changed = mode == Mode::Apply;
-        report.differences.push(Difference {
-            what: "usage",
-            local: Some(format!("{waiting} units waiting")),
-            stripe: None,
-            action: "sent",
-        });
-    }
-    Ok(report)
+/// Who wants a customer made equal to Stripe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// A webhook or the clock.
+    Daemon,
+    Support(Mode),
 }
 
-async fn retry_conflicts(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+async fn retry_conflicts(
+    app: &App,
+    id: &CustomerId,
+    asker: Asker,
+) -> Result<Vec<Difference>, SyncError> {
     for _ in 1..ATTEMPTS {
-        match fetch_and_apply(app, id, mode).await {
+        match fetch_and_apply(app, id, asker).await {
             Err(SyncError::Store(StoreError::Conflict { .. })) => {}
             done => return done,
         }
     }
-    fetch_and_apply(app, id, mode).await
+    fetch_and_apply(app, id, asker).await
 }
 
-async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+async fn fetch_and_apply(
+    app: &App,
+    id: &CustomerId,
+    asker: Asker,
+) -> Result<Vec<Difference>, SyncError> {
+    let fetched_at = app.clock.now();
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     let stripe_state = fetch(app, &before).await?;
     let (plan_version, catalog) = app.plans.active();
@@ -141,14 +174,14 @@ async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncR
         ..customer.clone()
     };
     let mut differences = differences(&catalog, &customer, &after);
-    differences.extend(put_back_parked(&mut tx, &after, mode).await?);
-    let report = SyncReport {
-        customer_id: id.clone(),
-        dry_run: mode == Mode::DryRun,
-        changed: mode == Mode::Apply && !differences.is_empty(),
-        differences,
-    };
-    if mode == Mode::Apply && after != customer {
+    if let Asker::Support(mode) = asker {
+        differences.extend(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
+        let detail =
+            serde_json::json!({"dry_run": mode == Mode::DryRun, "differences": differences});
+        let audit_id = app.entropy.id("aud", tx.now);
+        tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
+    }
+    if asker != Asker::Support(Mode::DryRun) && after != customer {
         tx.update_customer(&after).await?;
         if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
             let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
@@ -159,12 +192,12 @@ async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncR
         tracing::info!(
             customer_id = %id,
             plan = after.tier.plan(&catalog).map(|plan| plan.id.as_str()),
-            changes = report.differences.len(),
+            changes = differences.len(),
             "the tier was made equal to Stripe's"
         );
     }
     tx.commit().await?;
-    Ok(report)
+    Ok(differences)
 }
 
 /// What Stripe says about a customer.
@@ -236,35 +269,25 @@ fn standing_words(standing: Standing) -> String {
     }
 }
 
-/// Makes what is parked for this customer pending again, or only counts it.
-async fn put_back_parked(
+/// Parked webhooks that came before the fetch are applied by it: each only says that something
+/// changed, and what there is now has just been seen.
+async fn settle_parked_webhooks(
     tx: &mut Tx,
     customer: &Customer,
     mode: Mode,
-) -> Result<Vec<Difference>, StoreError> {
+    fetched_at: Timestamp,
+) -> Result<Option<Difference>, StoreError> {
     let stripe_id = customer.stripe_customer_id.as_deref();
-    let in_doubt_before = tx.now.minus(usage::IN_DOUBT_AFTER);
-    let (events, usage) = match mode {
-        Mode::DryRun => (
-            tx.parked_events(&customer.id, stripe_id).await?,
-            tx.parked_meter_events(&customer.id, in_doubt_before).await?,
-        ),
-        Mode::Apply => (
-            i64::try_from(tx.unpark_events(&customer.id, stripe_id).await?).unwrap_or(i64::MAX),
-            i64::try_from(tx.unpark_meter_events(&customer.id, in_doubt_before).await?)
-                .unwrap_or(i64::MAX),
-        ),
+    let parked = match mode {
+        Mode::DryRun => tx.parked_events(&customer.id, stripe_id, fetched_at).await?,
+        Mode::Apply => tx.apply_parked_events(&customer.id, stripe_id, fetched_at).await?,
     };
-    Ok([("parked webhooks", events), ("parked meter events", usage)]
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(what, count)| Difference {
-            what,
-            local: Some(count.to_string()),
-            stripe: None,
-            action: "put back",
-        })
-        .collect())
+    Ok((parked > 0).then(|| Difference {
+        what: "parked webhooks",
+        local: Some(parked.to_string()),
+        stripe: None,
+        action: "applied",
+    }))
 }
 
 /// The mail that tells of an upgrade, about the first feature whose limit it changes.

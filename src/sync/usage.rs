@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Mode;
+use super::{Difference, Mode};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
@@ -11,32 +11,66 @@ use crate::store::StoreError;
 use crate::store::outbox::{MeterEvent as Row, SendOutcome};
 use crate::stripe::{MeterEvent, MeterOutcome, Stripe};
 
-/// Stripe promises to know an identifier again for at least this long, so within it a resend is
-/// safe. After it, only Stripe's own sums can tell whether the first send was counted.
-/// Source: Stripe's documentation of meter events, `identifier`.
-pub const IN_DOUBT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long after its first send a meter event may be sent again. Stripe promises to know an
+/// identifier again for at least 24 hours (its documentation of meter events, `identifier`); the
+/// minutes less are for a send that is slow to arrive and for replicas whose clocks differ. After
+/// it, only Stripe's own sums can tell whether the first send was counted.
+pub const IN_DOUBT_AFTER: Duration = Duration::from_secs((24 * 60 - 10) * 60);
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// How many meter events one call sends; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 200;
 
-/// Closes and sends all of a customer's usage that is due, whatever its next attempt was to be.
-/// Answers the units that were waiting; [`Mode::DryRun`] only counts them.
-pub async fn send_all_of(app: &App, id: &CustomerId, mode: Mode) -> Result<i64, StoreError> {
-    if mode == Mode::Apply {
-        windows::close_due_of(app, id).await?;
-    }
-    let rows = app.store.list_meter_events(Some(id.as_str()), Some("pending"), AT_ONCE).await?;
-    let mut waiting: i64 = rows.iter().map(|row| row.units).sum();
-    match (&app.stripe, mode) {
-        (Some(stripe), Mode::Apply) => {
-            for row in rows.iter().rev() {
-                send(app, stripe, row).await?;
-            }
+/// Puts back a customer's parked usage, closes and sends all that is due whatever its next attempt
+/// was to be, and answers what came of it; [`Mode::DryRun`] answers what there is to do.
+pub(super) async fn sync_usage(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+) -> Result<Vec<Difference>, StoreError> {
+    let in_doubt_before = app.clock.now().minus(IN_DOUBT_AFTER);
+    let (put_back, units) = match mode {
+        Mode::DryRun => {
+            let waiting = app.store.pending_units_of(id).await?;
+            let to_close = app.store.units_to_close(id, app.clock.now()).await?;
+            (app.store.parked_meter_events_of(id, in_doubt_before).await?, waiting + to_close)
         }
-        (_, Mode::DryRun) => waiting += app.store.units_to_close(id, app.clock.now()).await?,
-        (None, Mode::Apply) => {}
-    }
-    Ok(waiting)
+        Mode::Apply => {
+            windows::close_due_of(app, id).await?;
+            let parked_before = app.store.parked_meter_events_of(id, in_doubt_before).await?;
+            let mut tx = app.store.begin().await?;
+            tx.unpark_meter_events(id, in_doubt_before).await?;
+            tx.commit().await?;
+            let sent = send_all_of(app, id).await?;
+            // What Stripe has refused again is parked again, and nothing was different.
+            let parked_after = app.store.parked_meter_events_of(id, in_doubt_before).await?;
+            (parked_before - parked_after, sent)
+        }
+    };
+    let difference = |what, count: i64, unit: &str, action| {
+        let local = Some(format!("{count} {unit}"));
+        (count > 0).then_some(Difference { what, local, stripe: None, action })
+    };
+    let put_back = difference("parked meter events", put_back, "parked", "put back");
+    Ok(put_back.into_iter().chain(difference("usage", units, "units waiting", "sent")).collect())
 }
+
+/// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
+/// units that arrived.
+async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
+    let Some(stripe) = &app.stripe else { return Ok(0) };
+    let mut delivered = 0;
+    for row in app.store.oldest_pending_of(id, AT_ONCE).await? {
+        match send(app, stripe, &row).await? {
+            Step::Settled(SendOutcome::Delivered { .. }) => delivered += row.units,
+            Step::Settled(SendOutcome::Parked { .. }) | Step::Gone => {}
+            Step::Settled(SendOutcome::TryAgain { .. }) | Step::Paused => break,
+        }
+    }
+    Ok(delivered)
+}
+
+/// This many sends in a row that have to wait mean that Stripe is at fault, not they.
+const GIVE_UP_AFTER: u32 = 5;
 
 /// What came of a round of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,19 +78,23 @@ pub struct Sent {
     pub tried: usize,
     pub delivered: usize,
     pub parked: usize,
-    /// Stripe refuses our key or our pace: the rest waits.
+    /// Stripe refuses our key, asks for a slower pace or does not answer: the rest waits.
     pub paused: bool,
 }
 
 /// Sends meter events whose time has come. A customer's refusal parks its own event only.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
-    let mut sent = Sent::default();
+    let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let Some(stripe) = &app.stripe else { return Ok(sent) };
     for row in app.store.pending_meter_events(app.clock.now(), AT_ONCE).await? {
         match send(app, stripe, &row).await? {
-            Step::Settled(SendOutcome::Delivered { .. }) => sent.delivered += 1,
-            Step::Settled(SendOutcome::Parked { .. }) => sent.parked += 1,
-            Step::Settled(SendOutcome::TryAgain { .. }) => {}
+            Step::Settled(SendOutcome::Delivered { .. }) => {
+                (sent.delivered, failed_in_a_row) = (sent.delivered + 1, 0);
+            }
+            Step::Settled(SendOutcome::Parked { .. }) => {
+                (sent.parked, failed_in_a_row) = (sent.parked + 1, 0);
+            }
+            Step::Settled(SendOutcome::TryAgain { .. }) => failed_in_a_row += 1,
             Step::Paused => {
                 sent.paused = true;
                 break;
@@ -64,6 +102,10 @@ pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
             Step::Gone => continue,
         }
         sent.tried += 1;
+        if failed_in_a_row == GIVE_UP_AFTER {
+            sent.paused = true;
+            break;
+        }
     }
     metrics::counter!("tollgate_meter_events_delivered_total").increment(sent.delivered as u64);
     metrics::counter!("tollgate_meter_events_parked_total").increment(sent.parked as u64);
@@ -81,9 +123,10 @@ enum Step {
 async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError> {
     let now = app.clock.now();
     if in_doubt(row, now) {
-        let reason =
-            "its first send is over 24 h old: compare sums before sending again".to_owned();
-        return settle(app, row, SendOutcome::Parked { reason }).await;
+        let reason = "24 h after its first send Stripe may not know it again: compare sums before \
+            sending it again"
+            .to_owned();
+        return conclude(app, row, Verdict::of(SendOutcome::Parked { reason })).await;
     }
     let mut tx = app.store.begin().await?;
     let ours = tx.begin_send(&row.identifier).await?;
@@ -102,9 +145,35 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
         })
         .await;
     let wait = app.entropy.jitter(backoff(row.attempts));
-    match judge(answer, now, wait) {
-        Judged::Settle(outcome) => settle(app, row, outcome).await,
-        Judged::Pause { reason } => {
+    conclude(app, row, judge(answer, now, wait)).await
+}
+
+async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreError> {
+    let mut tx = app.store.begin().await?;
+    if verdict.certainly_not_counted && row.first_sent_at.is_none() {
+        tx.undo_first_send(&row.identifier, row.attempts).await?;
+    }
+    if verdict.key_spent {
+        tx.renew_idempotency_key(&row.identifier).await?;
+    }
+    if let Next::Settle(outcome) = &verdict.next {
+        tx.settle_meter_event(&row.identifier, outcome).await?;
+    }
+    tx.commit().await?;
+    match verdict.next {
+        Next::Settle(outcome) => {
+            if let SendOutcome::Parked { reason } = &outcome {
+                tracing::error!(
+                    customer_id = row.customer_id,
+                    identifier = row.identifier,
+                    units = row.units,
+                    reason,
+                    "a meter event is parked: its usage is not billed until someone acts"
+                );
+            }
+            Ok(Step::Settled(outcome))
+        }
+        Next::Pause { reason } => {
             tracing::error!(
                 reason,
                 "Stripe refuses our key; reporting usage is paused, the gate goes on"
@@ -112,22 +181,6 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
             Ok(Step::Paused)
         }
     }
-}
-
-async fn settle(app: &App, row: &Row, outcome: SendOutcome) -> Result<Step, StoreError> {
-    let mut tx = app.store.begin().await?;
-    tx.settle_meter_event(&row.identifier, &outcome).await?;
-    tx.commit().await?;
-    if let SendOutcome::Parked { reason } = &outcome {
-        tracing::error!(
-            customer_id = row.customer_id,
-            identifier = row.identifier,
-            units = row.units,
-            reason,
-            "a meter event is parked: its usage is not billed until someone acts"
-        );
-    }
-    Ok(Step::Settled(outcome))
 }
 
 fn in_doubt(row: &Row, now: Timestamp) -> bool {
@@ -138,37 +191,62 @@ fn in_doubt(row: &Row, now: Timestamp) -> bool {
 /// failures are a dropped connection.
 fn backoff(attempts: i64) -> Duration {
     let doublings = u32::try_from(attempts.clamp(0, 12)).unwrap_or(12);
-    Duration::from_secs(2_u64.pow(doublings)).min(Duration::from_secs(3600))
+    Duration::from_secs(2_u64.pow(doublings)).min(LONGEST_WAIT)
 }
 
-enum Judged {
+/// What Stripe's answer means for the row.
+struct Verdict {
+    next: Next,
+    /// This send did not reach what counts, so it leaves nothing in doubt.
+    certainly_not_counted: bool,
+    /// Stripe will say nothing else under the same idempotency key.
+    key_spent: bool,
+}
+
+enum Next {
     Settle(SendOutcome),
     Pause { reason: String },
 }
 
-/// What Stripe's answer means for the row.
-fn judge(answer: MeterOutcome, now: Timestamp, wait: Duration) -> Judged {
+impl Verdict {
+    fn of(outcome: SendOutcome) -> Self {
+        Self { next: Next::Settle(outcome), certainly_not_counted: false, key_spent: false }
+    }
+
+    fn not_counted(next: Next) -> Self {
+        Self { next, certainly_not_counted: true, key_spent: false }
+    }
+}
+
+fn judge(answer: MeterOutcome, now: Timestamp, wait: Duration) -> Verdict {
     let again =
         |wait: Duration, reason: String| SendOutcome::TryAgain { at: now.plus(wait), reason };
-    Judged::Settle(match answer {
-        MeterOutcome::Delivered => SendOutcome::Delivered { detail: None },
+    match answer {
+        MeterOutcome::Delivered => Verdict::of(SendOutcome::Delivered { detail: None }),
         MeterOutcome::AlreadyDelivered => {
-            SendOutcome::Delivered { detail: Some("Stripe had it already".to_owned()) }
+            let detail = Some("Stripe had it already".to_owned());
+            Verdict::of(SendOutcome::Delivered { detail })
         }
-        MeterOutcome::Retry { reason } => again(wait, reason),
-        MeterOutcome::RateLimited { retry_after } => again(
-            retry_after.unwrap_or_default().max(wait),
+        MeterOutcome::Retry { reason } => Verdict::of(again(wait, reason)),
+        MeterOutcome::KeySpent { reason } => {
+            Verdict { key_spent: true, ..Verdict::of(again(wait, reason)) }
+        }
+        // Stripe's limiter stands before anything that counts.
+        MeterOutcome::RateLimited { retry_after } => Verdict::not_counted(Next::Settle(again(
+            retry_after.unwrap_or_default().min(LONGEST_WAIT).max(wait),
             "Stripe asks for a slower pace".to_owned(),
-        ),
+        ))),
         MeterOutcome::TooOld => {
-            SendOutcome::Parked { reason: "Stripe takes no usage older than 35 days".to_owned() }
+            let reason = "Stripe takes no usage older than 35 days".to_owned();
+            Verdict::not_counted(Next::Settle(SendOutcome::Parked { reason }))
         }
         MeterOutcome::Refused { code, message } => {
             let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
-            SendOutcome::Parked { reason: format!("Stripe refused it{code}: {message}") }
+            let reason = format!("Stripe refused it{code}: {message}");
+            Verdict::not_counted(Next::Settle(SendOutcome::Parked { reason }))
         }
-        MeterOutcome::PauseReporter { reason } => return Judged::Pause { reason },
-    })
+        MeterOutcome::PauseReporter { reason } => Verdict::not_counted(Next::Pause { reason }),
+    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,17 @@
 #[macro_use]
 mod harness;
 
+mod api_keys;
+mod bad_input;
 mod cli;
 mod deploy;
+mod gate;
 mod logs;
 mod mail;
 mod plans;
 mod process;
 mod sandbox;
+mod store;
+mod sync;
 mod tidy;
+mod webhooks;

@@ -7,4 +7,6 @@ pub mod postgres;
 pub mod process;
 pub mod sdk;
 pub mod smtp_sink;
+pub mod sql;
+pub mod webhooks;
 pub mod world;

@@ -379,7 +379,8 @@ fn config(
     Config::load(&env, None).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-async fn reply(response: reqwest::Response) -> Reply {
+/// Reads a response whole.
+pub async fn reply(response: reqwest::Response) -> Reply {
     let status = response.status().as_u16();
     let text = response.text().await.expect("a whole body");
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
