@@ -40,9 +40,11 @@ pub async fn sync(
     let audit_id = app.entropy.id("aud", tx.now);
     tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
     tx.commit().await?;
-    // What was put back is applied now, not at the next tick.
-    app.nudges.inbox.notify_one();
-    app.nudges.meter_events.notify_one();
+    if mode == Mode::Apply {
+        // What was put back is applied now, not at the next tick.
+        app.nudges.inbox.notify_one();
+        app.nudges.meter_events.notify_one();
+    }
     Ok(Json(report))
 }
 
@@ -54,6 +56,9 @@ fn not_synced(id: &CustomerId, error: SyncError) -> ApiError {
         SyncError::NotConfigured => ApiError::unavailable("not_configured", error.to_string()),
         SyncError::Store(error) => error.into(),
         SyncError::NoTier(_) => ApiError::new(StatusCode::CONFLICT, "no_tier", error.to_string()),
+        SyncError::NoSuchStripeCustomer { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "no_such_stripe_customer", error.to_string())
+        }
         SyncError::Stripe(_) => ApiError::unavailable("stripe_unavailable", error.to_string()),
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::customer::Customer;
+use crate::domain::customer::{Customer, Profile, clean_name, is_plausible_email};
 use crate::domain::decision::Standing;
 use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
@@ -23,10 +23,11 @@ use crate::domain::subscription::Subscription;
 use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
-use crate::stripe::StripeError;
+use crate::stripe::{StripeError, StripeErrorKind};
 
-/// How long a worker may hold a customer: longer than the slowest fetch from Stripe takes.
-const LEASE: Duration = Duration::from_secs(120);
+/// After this long a worker is taken for dead and another may have its customer. If it only
+/// stalled it finds its lease gone, and writes nothing.
+const LEASE: Duration = Duration::from_secs(60);
 /// How often a sync starts over because the row changed under it.
 const ATTEMPTS: u32 = 3;
 
@@ -67,6 +68,10 @@ pub enum SyncError {
     /// Stripe's state calls for no tier; the old one is kept.
     #[error(transparent)]
     NoTier(#[from] NoTier),
+    /// Not deleted, of which Stripe would tell: never there. The id or the key is of another
+    /// account, which is no reason to take a plan away.
+    #[error("Stripe has no such customer as {stripe_customer_id}")]
+    NoSuchStripeCustomer { stripe_customer_id: String },
     #[error("Stripe did not answer as hoped: {0}")]
     Stripe(#[from] StripeError),
     #[error(transparent)]
@@ -74,35 +79,68 @@ pub enum SyncError {
 }
 
 impl SyncError {
-    /// Whether the same sync may succeed later without anyone doing anything.
+    /// Whether the same sync may succeed later without anyone doing anything about this customer.
+    /// A key that is missing or refused is everybody's trouble, and passes once it is mended.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Busy | Self::Store(_) => true,
-            Self::Stripe(error) => error.is_transient(),
-            Self::UnknownCustomer | Self::NotConfigured | Self::NoTier(_) => false,
+            Self::Busy | Self::Store(_) | Self::NotConfigured => true,
+            Self::Stripe(error) => {
+                error.is_transient() || matches!(error.kind, StripeErrorKind::Unauthorized { .. })
+            }
+            Self::UnknownCustomer | Self::NoTier(_) | Self::NoSuchStripeCustomer { .. } => false,
         }
     }
 }
 
+/// The right to write what Stripe says about one customer.
+struct Lease {
+    name: String,
+    /// Two syncs within one process exclude each other too, so each has a name of its own.
+    holder: String,
+}
+
+impl Lease {
+    async fn take(app: &App, id: &CustomerId) -> Result<Self, SyncError> {
+        let now = app.clock.now();
+        let lease = Self { name: format!("customer:{id}"), holder: app.entropy.id("sync", now) };
+        match app.store.take_lease(&lease.name, &lease.holder, now, LEASE).await? {
+            true => Ok(lease),
+            false => Err(SyncError::Busy),
+        }
+    }
+
+    async fn release(self, app: &App) -> Result<(), StoreError> {
+        app.store.release_lease(&self.name, &self.holder).await
+    }
+}
+
 /// Makes the customer's tier and period equal to Stripe's, and puts back what is parked for it.
+pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
+    let lease = Lease::take(app, id).await?;
+    let synced = retry_conflicts(app, id, Mode::Apply, &lease).await;
+    lease.release(app).await?;
+    synced.map(|_| ())
+}
+
+/// The same with the usage that is due, and a report of all that was different.
 pub async fn sync_customer(
     app: &App,
     id: &CustomerId,
     mode: Mode,
 ) -> Result<SyncReport, SyncError> {
-    let lease = format!("customer:{id}");
-    // Two syncs within one process exclude each other too, so each has a name of its own.
-    let holder = app.entropy.id("sync", app.clock.now());
-    if !app.store.take_lease(&lease, &holder, app.clock.now(), LEASE).await? {
-        return Err(SyncError::Busy);
-    }
-    let synced = sync_under_lease(app, id, mode).await;
-    app.store.release_lease(&lease, &holder).await?;
+    let lease = Lease::take(app, id).await?;
+    let synced = sync_under_lease(app, id, mode, &lease).await;
+    lease.release(app).await?;
     synced
 }
 
-async fn sync_under_lease(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
-    let mut report = retry_conflicts(app, id, mode).await?;
+async fn sync_under_lease(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+    lease: &Lease,
+) -> Result<SyncReport, SyncError> {
+    let mut report = retry_conflicts(app, id, mode, lease).await?;
     let waiting = usage::send_all_of(app, id, mode).await?;
     if waiting > 0 {
         report.changed = mode == Mode::Apply;
@@ -116,17 +154,27 @@ async fn sync_under_lease(app: &App, id: &CustomerId, mode: Mode) -> Result<Sync
     Ok(report)
 }
 
-async fn retry_conflicts(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+async fn retry_conflicts(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+    lease: &Lease,
+) -> Result<SyncReport, SyncError> {
     for _ in 1..ATTEMPTS {
-        match fetch_and_apply(app, id, mode).await {
+        match fetch_and_apply(app, id, mode, lease).await {
             Err(SyncError::Store(StoreError::Conflict { .. })) => {}
             done => return done,
         }
     }
-    fetch_and_apply(app, id, mode).await
+    fetch_and_apply(app, id, mode, lease).await
 }
 
-async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+async fn fetch_and_apply(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+    lease: &Lease,
+) -> Result<SyncReport, SyncError> {
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     let stripe_state = fetch(app, &before).await?;
     let (plan_version, catalog) = app.plans.active();
@@ -134,6 +182,10 @@ async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncR
     let customer = tx.lock_customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     if customer.revision != before.revision {
         return Err(StoreError::Conflict { what: "the customer" }.into());
+    }
+    if !tx.holds_lease(&lease.name, &lease.holder).await? {
+        // Whoever has it now may have fetched later than we did.
+        return Err(SyncError::Busy);
     }
     let after = Customer {
         tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
@@ -176,12 +228,10 @@ struct StripeState {
 
 impl StripeState {
     /// What the product has not said about its customer is taken from Stripe.
-    fn fill(
-        &self,
-        mut profile: crate::domain::customer::Profile,
-    ) -> crate::domain::customer::Profile {
-        profile.email = profile.email.or_else(|| self.email.clone());
-        profile.name = profile.name.or_else(|| self.name.clone());
+    fn fill(&self, mut profile: Profile) -> Profile {
+        let email = self.email.as_deref().filter(|email| is_plausible_email(email));
+        profile.email = profile.email.or_else(|| email.map(str::to_owned));
+        profile.name = profile.name.or_else(|| clean_name(self.name.as_deref()?));
         profile
     }
 }
@@ -191,13 +241,14 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
     let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
     let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    match stripe.customer(stripe_id).await? {
-        Some(found) if !found.deleted => {
-            let subscriptions = stripe.subscriptions_of(stripe_id).await?;
-            Ok(StripeState { subscriptions, email: found.email, name: found.name })
-        }
-        _ => Ok(none),
+    let Some(found) = stripe.customer(stripe_id).await? else {
+        return Err(SyncError::NoSuchStripeCustomer { stripe_customer_id: stripe_id.clone() });
+    };
+    if found.deleted {
+        return Ok(none);
     }
+    let subscriptions = stripe.subscriptions_of(stripe_id).await?;
+    Ok(StripeState { subscriptions, email: found.email, name: found.name })
 }
 
 /// What changes from one state of a customer to the next, for people to read.
