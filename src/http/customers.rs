@@ -99,14 +99,7 @@ pub async fn put(
     if linked {
         // The customer may have had a subscription long before: look, as after a webhook.
         let event_id = app.entropy.id("linked", tx.now);
-        tx.insert_event(
-            &event_id,
-            LINKED,
-            after.stripe_customer_id.as_deref(),
-            Some(id.as_str()),
-            "{}",
-        )
-        .await?;
+        tx.insert_event(&event_id, LINKED, None, Some(id.as_str()), "{}").await?;
     }
     tx.commit().await?;
     app.nudges.inbox.notify_one();

@@ -32,18 +32,20 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// Customers whose Stripe period ended before `moment` without a renewal having been seen,
-    /// the longest overdue first, at most `limit`.
+    /// Customers whose Stripe period ended before `moment` without a renewal having been seen, in
+    /// order of id, after `after`, at most `limit`.
     pub async fn customers_with_overdue_renewal(
         &self,
         moment: crate::clock::Timestamp,
+        after: &str,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(
             "SELECT customer_id FROM customers WHERE stripe_end_ms IS NOT NULL AND stripe_end_ms <= $1 \
-             AND deleted_at_ms IS NULL ORDER BY stripe_end_ms LIMIT $2",
+             AND deleted_at_ms IS NULL AND customer_id > $2 ORDER BY customer_id LIMIT $3",
         )
         .bind(moment.ms())
+        .bind(after)
         .bind(limit)
         .fetch_all(&self.readers)
         .await?;
@@ -77,7 +79,8 @@ impl Tx {
     }
 
     /// Inserts a customer unless it exists (also as a deleted one, which comes back with its new
-    /// profile and its old usage); answers whether a row was written.
+    /// profile and its old usage); answers whether a row was written. Events that named it before
+    /// there was anybody of that name are pending again.
     pub async fn insert_customer(&mut self, customer: &Customer) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO customers (customer_id, email, name, stripe_customer_id, created_at_ms, standing, \
@@ -97,7 +100,11 @@ impl Tx {
         .bind(customer.tier.entitlement_version)
         .execute(self.connection())
         .await?;
-        Ok(done.rows_affected() == 1)
+        let written = done.rows_affected() == 1;
+        if written {
+            self.unpark_events(&customer.id, customer.stripe_customer_id.as_deref()).await?;
+        }
+        Ok(written)
     }
 
     /// Writes the customer as given, if it is still at the revision it was read at.
