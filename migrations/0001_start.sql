@@ -119,8 +119,6 @@ CREATE TABLE stripe_events (
     event_id TEXT PRIMARY KEY,
     event_type TEXT NOT NULL,
     stripe_customer_id TEXT,
-    -- A thin event names only its subscription; whose that is has to be fetched.
-    subscription_id TEXT,
     -- The customer named by the event itself (client_reference_id or metadata), or found since.
     customer_id TEXT,
     body TEXT NOT NULL,

@@ -27,6 +27,26 @@ pub struct Profile {
     pub name: Option<String>,
 }
 
+/// The longest name kept, in characters.
+pub const MAX_NAME: usize = 200;
+
+/// A name fit for a mail's header: without control characters, spaces around it and what exceeds
+/// [`MAX_NAME`]; `None` if nothing is left.
+pub fn clean_name(text: &str) -> Option<String> {
+    let printable: String = text.chars().filter(|c| !c.is_control()).collect();
+    let short: String = printable.trim().chars().take(MAX_NAME).collect();
+    Some(short).filter(|name| !name.is_empty())
+}
+
+/// Whether this is an e-mail address, as far as that can be told without writing to it.
+pub fn is_plausible_email(text: &str) -> bool {
+    let parts = text.split_once('@');
+    let shaped = parts.is_some_and(|(local, domain)| {
+        !local.is_empty() && !domain.is_empty() && !domain.contains('@')
+    });
+    shaped && text.len() <= 254 && text.chars().all(|c| !c.is_control() && !c.is_whitespace())
+}
+
 /// Personal data never reaches a log, not even by accident.
 impl std::fmt::Debug for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -143,6 +163,25 @@ mod tests {
         assert_eq!(denial(&tier, &without_default, "exports", now), Some(Reason::Paused));
         tier.standing = Standing::PastDue;
         assert_eq!(denial(&tier, &catalog, "ai_runs", now), Some(Reason::PastDue));
+    }
+
+    #[test]
+    fn names_lose_what_no_header_may_hold() {
+        assert_eq!(clean_name(" Ac\u{0}me\r\nBcc: x\u{7f} ").as_deref(), Some("AcmeBcc: x"));
+        assert_eq!(clean_name("Zoë Ltd").as_deref(), Some("Zoë Ltd"));
+        assert_eq!(clean_name("\t \n"), None);
+        assert_eq!(clean_name(&"é".repeat(201)), Some("é".repeat(200)));
+    }
+
+    #[test]
+    fn an_address_has_two_sides_and_no_spaces() {
+        for good in ["a@b", "jo+x@example.com", "zoë@exämple.com"] {
+            assert!(is_plausible_email(good), "{good}");
+        }
+        let long = format!("a@{}", "b".repeat(253));
+        for bad in ["", "a", "@b", "a@", "a@b@c", "a b@c", "a@b\r\nBcc: x", &long] {
+            assert!(!is_plausible_email(bad), "{bad}");
+        }
     }
 
     #[test]

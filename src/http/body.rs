@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::json::{self, NotJson};
+use crate::domain::customer::{MAX_NAME, clean_name, is_plausible_email};
 use crate::domain::ids::CustomerId;
 use crate::domain::usage::MAX_QUANTITY;
 
@@ -23,8 +24,6 @@ const MAX_BODY: usize = 1 << 20;
 const MAX_DRAINED: usize = 64 << 20;
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest text taken for a name, in characters.
-const MAX_NAME: usize = 200;
 
 /// A whole request body within the limits.
 pub struct Body(pub Vec<u8>);
@@ -204,24 +203,17 @@ impl Fields {
     /// A name for people to read: control characters are taken out, and it must not be too long.
     pub fn person_name(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
-        let text: String = text.chars().filter(|c| !c.is_control()).collect();
-        let text = text.trim();
-        if text.chars().count() > MAX_NAME {
+        if text.trim().chars().count() > MAX_NAME {
             let wanted = format!("must have at most {MAX_NAME} characters");
             return Err(ApiError::invalid(self.name(field), wanted));
         }
-        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+        Ok(clean_name(&text))
     }
 
     /// An e-mail address, as far as that can be told without writing to it.
     pub fn email(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
-        let parts = text.split_once('@');
-        let plausible = parts.is_some_and(|(local, domain)| {
-            !local.is_empty() && !domain.is_empty() && !domain.contains('@')
-        });
-        let clean = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
-        if plausible && clean && text.len() <= 254 {
+        if is_plausible_email(&text) {
             Ok(Some(text))
         } else {
             Err(ApiError::invalid(

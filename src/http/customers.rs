@@ -14,7 +14,6 @@ use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
 use crate::gate::{Request, create_customer, windows};
-use crate::store::inbox::About;
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
@@ -91,12 +90,7 @@ pub async fn put(
     if linked {
         // The customer may have had a subscription long before: look, as after a webhook.
         let event_id = app.entropy.id("linked", tx.now);
-        let about = About {
-            stripe_customer_id: after.stripe_customer_id.as_deref(),
-            customer_id: Some(id.as_str()),
-            ..About::default()
-        };
-        tx.insert_event(&event_id, LINKED, &about, "{}").await?;
+        tx.insert_event(&event_id, LINKED, None, Some(id.as_str()), "{}").await?;
     }
     tx.commit().await?;
     app.nudges.inbox.notify_one();

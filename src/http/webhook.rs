@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::Daemon;
 use super::body::Body;
 use super::error::ApiError;
-use crate::store::inbox::About;
 use crate::stripe::{event, signature};
 
 pub async fn stripe(
@@ -43,12 +42,9 @@ pub async fn stripe(
     let text =
         std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
     let mut tx = app.store.begin().await?;
-    let about = About {
-        stripe_customer_id: event.stripe_customer_id.as_deref(),
-        subscription_id: event.subscription_id.as_deref(),
-        customer_id: event.client_reference_id.as_deref().or(event.tollgate_customer_id.as_deref()),
-    };
-    let new = tx.insert_event(&event.id, &event.event_type, &about, text).await?;
+    let named = event.client_reference_id.as_deref().or(event.tollgate_customer_id.as_deref());
+    let stripe_id = event.stripe_customer_id.as_deref();
+    let new = tx.insert_event(&event.id, &event.event_type, stripe_id, named, text).await?;
     tx.commit().await?;
     metrics::counter!("tollgate_webhooks_received_total", "new" => if new { "true" } else { "false" }).increment(1);
     if new {

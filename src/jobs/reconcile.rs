@@ -5,8 +5,8 @@ use super::Progress;
 use crate::app::App;
 use crate::sync::{SyncError, sync_tier};
 
-/// How many customers are read from the database at a time.
-const PAGE: i64 = 100;
+/// How many customers are looked up at once.
+const AT_ONCE: i64 = 100;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     if app.stripe.is_none() {
@@ -15,21 +15,24 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
             ..Progress::default()
         });
     }
-    let now = app.clock.now();
-    let (mut done, mut failed, mut after) = (0, 0, String::new());
+    let moment = app.clock.now();
+    let mut after = String::new();
+    let mut done = 0;
+    let mut failed = 0;
+    // Through to the last: some stay overdue for good (paused ones do), and must not stand in the
+    // way of the others.
     loop {
-        let overdue = app.store.customers_with_overdue_renewal(now, &after, PAGE).await?;
-        let Some(last) = overdue.last() else { break };
+        let page = app.store.customers_with_overdue_renewal(moment, &after, AT_ONCE).await?;
+        let Some(last) = page.last() else { break };
         after = last.to_string();
-        for id in &overdue {
+        for id in &page {
             match sync_tier(app, id).await {
-                Ok(()) => done += 1,
+                Ok(_) => done += 1,
                 // Whoever is at it already does the same.
                 Err(SyncError::Busy) => {}
-                // One customer's trouble is no reason to leave the others.
                 Err(error) => {
                     failed += 1;
-                    tracing::warn!(customer_id = %id, %error, "an overdue renewal could not be looked at");
+                    tracing::warn!(customer_id = %id, %error, "a customer with an overdue renewal could not be synced");
                 }
             }
         }

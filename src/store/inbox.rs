@@ -14,7 +14,6 @@ pub struct StoredEvent {
     pub event_id: String,
     pub event_type: String,
     pub stripe_customer_id: Option<String>,
-    pub subscription_id: Option<String>,
     /// Whom the event names itself, or whom it was found to concern.
     pub customer_id: Option<String>,
     /// `pending`, `applied`, `ignored` or `parked`.
@@ -25,20 +24,10 @@ pub struct StoredEvent {
     pub detail: Option<String>,
 }
 
-/// Whom an event is about, as far as it says.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct About<'a> {
-    pub stripe_customer_id: Option<&'a str>,
-    pub subscription_id: Option<&'a str>,
-    pub customer_id: Option<&'a str>,
-}
-
 /// What becomes of a stored event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventOutcome {
-    Applied {
-        customer_id: CustomerId,
-    },
+    Applied,
     /// Nothing in it concerns a tier.
     Ignored,
     /// It cannot be applied now, and waiting will not help; someone has to.
@@ -51,7 +40,7 @@ pub enum EventOutcome {
     },
 }
 
-const COLUMNS: &str = "event_id, event_type, stripe_customer_id, subscription_id, customer_id, state, attempts, \
+const COLUMNS: &str = "event_id, event_type, stripe_customer_id, customer_id, state, attempts, \
     received_at_ms, settled_at_ms, detail";
 
 impl Store {
@@ -67,6 +56,15 @@ impl Store {
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(read).collect()
+    }
+
+    /// An event's body as it came.
+    pub async fn event_body(&self, event_id: &str) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT body FROM stripe_events WHERE event_id = $1")
+            .bind(event_id)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| Ok(row.try_get("body")?)).transpose()
     }
 
     /// A customer's events, or all, in one state or any; the newest first.
@@ -96,21 +94,20 @@ impl Tx {
         &mut self,
         event_id: &str,
         event_type: &str,
-        about: &About<'_>,
+        stripe_customer_id: Option<&str>,
+        customer_id: Option<&str>,
         body: &str,
     ) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "INSERT INTO stripe_events (event_id, event_type, stripe_customer_id, subscription_id, customer_id, \
-             body, state, attempts, next_attempt_at_ms, received_at_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, 'pending', 0, $7, $7) \
+            "INSERT INTO stripe_events (event_id, event_type, stripe_customer_id, customer_id, body, state, \
+             attempts, next_attempt_at_ms, received_at_ms) VALUES ($1, $2, $3, $4, $5, 'pending', 0, $6, $6) \
              ON CONFLICT (event_id) DO NOTHING",
         )
         .bind(event_id)
         .bind(event_type)
-        .bind(about.stripe_customer_id)
-        .bind(about.subscription_id)
-        .bind(about.customer_id)
+        .bind(stripe_customer_id)
+        .bind(customer_id)
         .bind(body)
         .bind(now)
         .execute(self.connection())
@@ -118,32 +115,19 @@ impl Tx {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Notes whom an event was found to be about, so that it is found again when they are tied.
-    pub async fn complete_event(&mut self, event_id: &str, about: &About<'_>) -> Result<()> {
-        sqlx::query(
-            "UPDATE stripe_events SET stripe_customer_id = COALESCE($2, stripe_customer_id), \
-             customer_id = COALESCE($3, customer_id) WHERE event_id = $1",
-        )
-        .bind(event_id)
-        .bind(about.stripe_customer_id)
-        .bind(about.customer_id)
-        .execute(self.connection())
-        .await?;
-        Ok(())
-    }
-
-    /// Settles a pending event, or sets its next attempt.
-    pub async fn settle_event(&mut self, event_id: &str, outcome: &EventOutcome) -> Result<()> {
+    /// Settles a pending event, or sets its next attempt, and notes whom it was found to concern.
+    pub async fn settle_event(
+        &mut self,
+        event_id: &str,
+        customer_id: Option<&CustomerId>,
+        outcome: &EventOutcome,
+    ) -> Result<()> {
         let now = self.now.ms();
-        let (state, customer_id, at, detail) = match outcome {
-            EventOutcome::Applied { customer_id } => {
-                ("applied", Some(customer_id.as_str()), now, None)
-            }
-            EventOutcome::Ignored => ("ignored", None, now, None),
-            EventOutcome::Parked { reason } => ("parked", None, now, Some(reason.as_str())),
-            EventOutcome::TryAgain { at, reason } => {
-                ("pending", None, at.ms(), Some(reason.as_str()))
-            }
+        let (state, at, detail) = match outcome {
+            EventOutcome::Applied => ("applied", now, None),
+            EventOutcome::Ignored => ("ignored", now, None),
+            EventOutcome::Parked { reason } => ("parked", now, Some(reason.as_str())),
+            EventOutcome::TryAgain { at, reason } => ("pending", at.ms(), Some(reason.as_str())),
         };
         sqlx::query(
             "UPDATE stripe_events SET state = $2, customer_id = COALESCE($3, customer_id), detail = $4, \
@@ -153,7 +137,7 @@ impl Tx {
         )
         .bind(event_id)
         .bind(state)
-        .bind(customer_id)
+        .bind(customer_id.map(CustomerId::as_str))
         .bind(detail)
         .bind(at)
         .bind(now)
@@ -162,7 +146,29 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes the parked events of a customer pending again; answers how many there were.
+    /// Notes the Stripe customer that a stored event turned out to be about, and whom of ours it
+    /// names, where the event itself did not say.
+    pub async fn name_event(
+        &mut self,
+        event_id: &str,
+        stripe_customer_id: &str,
+        customer_id: Option<&str>,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE stripe_events SET stripe_customer_id = COALESCE(stripe_customer_id, $2), \
+             customer_id = COALESCE(customer_id, $3) WHERE event_id = $1",
+        )
+        .bind(event_id)
+        .bind(stripe_customer_id)
+        .bind(customer_id)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Makes the parked events of a customer pending again, as if they had just come; answers how
+    /// many there were. A customer that has a Stripe customer is not helped by events of another
+    /// one that claim to be its own, so those stay.
     pub async fn unpark_events(
         &mut self,
         customer_id: &CustomerId,
@@ -171,7 +177,8 @@ impl Tx {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, settled_at_ms = NULL \
-             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+             WHERE state = 'parked' AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
@@ -191,8 +198,8 @@ impl Tx {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE stripe_events SET state = 'applied', settled_at_ms = $4, customer_id = $1 \
-             WHERE state = 'parked' AND received_at_ms <= $3 \
-             AND (customer_id = $1 OR stripe_customer_id = $2)",
+             WHERE state = 'parked' AND received_at_ms <= $3 AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
@@ -211,8 +218,9 @@ impl Tx {
         moment: Timestamp,
     ) -> Result<i64> {
         let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM stripe_events WHERE state = 'parked' AND received_at_ms <= $3 \
-             AND (customer_id = $1 OR stripe_customer_id = $2)",
+            "SELECT COUNT(*) AS n FROM stripe_events \
+             WHERE state = 'parked' AND received_at_ms <= $3 AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
@@ -228,7 +236,6 @@ fn read(row: &AnyRow) -> Result<StoredEvent> {
         event_id: row.try_get("event_id")?,
         event_type: row.try_get("event_type")?,
         stripe_customer_id: row.try_get("stripe_customer_id")?,
-        subscription_id: row.try_get("subscription_id")?,
         customer_id: row.try_get("customer_id")?,
         state: row.try_get("state")?,
         attempts: row.try_get("attempts")?,

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::customer::Customer;
+use crate::domain::customer::{Customer, Profile, clean_name, is_plausible_email};
 use crate::domain::decision::Standing;
 use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
@@ -25,8 +25,9 @@ use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
 use crate::stripe::{StripeError, StripeErrorKind};
 
-/// How long a worker may hold a customer: longer than the slowest fetch from Stripe takes.
-const LEASE: Duration = Duration::from_secs(120);
+/// After this long a worker is taken for dead and another may have its customer. If it only
+/// stalled it finds its lease gone, and writes nothing.
+const LEASE: Duration = Duration::from_secs(60);
 /// How often a sync starts over because the row changed under it.
 const ATTEMPTS: u32 = 3;
 
@@ -67,6 +68,10 @@ pub enum SyncError {
     /// Stripe's state calls for no tier; the old one is kept.
     #[error(transparent)]
     NoTier(#[from] NoTier),
+    /// Not deleted, of which Stripe would tell: never there. The id or the key is of another
+    /// account, which is no reason to take a plan away.
+    #[error("Stripe has no such customer as {stripe_customer_id}")]
+    NoSuchStripeCustomer { stripe_customer_id: String },
     #[error("Stripe did not answer as hoped: {0}")]
     Stripe(#[from] StripeError),
     #[error(transparent)]
@@ -85,14 +90,20 @@ impl SyncError {
             Self::Stripe(error) => {
                 error.is_transient() || matches!(error.kind, StripeErrorKind::Unauthorized { .. })
             }
-            Self::UnknownCustomer | Self::NoTier(_) | Self::Store(_) => false,
+            Self::UnknownCustomer
+            | Self::NoTier(_)
+            | Self::NoSuchStripeCustomer { .. }
+            | Self::Store(_) => false,
         }
     }
 }
 
 /// Makes the customer's tier and period equal to Stripe's: what a webhook and the clock call for.
 pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
-    under_lease(app, id, retry_conflicts(app, id, Asker::Daemon)).await.map(|_| ())
+    let lease = Lease::take(app, id).await?;
+    let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
+    lease.release(app).await?;
+    synced.map(|_| ())
 }
 
 /// All that support can ask for: tier and period made equal to Stripe's, what is parked put back,
@@ -102,34 +113,54 @@ pub async fn sync_customer(
     id: &CustomerId,
     mode: Mode,
 ) -> Result<SyncReport, SyncError> {
-    under_lease(app, id, async {
-        let mut differences = retry_conflicts(app, id, Asker::Support(mode)).await?;
-        differences.extend(usage::sync_usage(app, id, mode).await?);
-        Ok(SyncReport {
+    let lease = Lease::take(app, id).await?;
+    let synced = sync_for_support(app, id, mode, &lease).await;
+    lease.release(app).await?;
+    synced
+}
+
+async fn sync_for_support(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+    lease: &Lease,
+) -> Result<SyncReport, SyncError> {
+    let mut differences = retry_conflicts(app, id, Asker::Support(mode), lease).await?;
+    differences.extend(usage::sync_usage(app, id, mode).await?);
+    Ok(SyncReport::new(id, mode, differences))
+}
+
+impl SyncReport {
+    fn new(id: &CustomerId, mode: Mode, differences: Vec<Difference>) -> Self {
+        Self {
             customer_id: id.clone(),
             dry_run: mode == Mode::DryRun,
             changed: mode == Mode::Apply && !differences.is_empty(),
             differences,
-        })
-    })
-    .await
+        }
+    }
 }
 
-/// Keeps other workers off the customer while `work` runs.
-async fn under_lease<T>(
-    app: &App,
-    id: &CustomerId,
-    work: impl Future<Output = Result<T, SyncError>>,
-) -> Result<T, SyncError> {
-    let lease = format!("customer:{id}");
-    // Two syncs within one process exclude each other too, so each has a name of its own.
-    let holder = app.entropy.id("sync", app.clock.now());
-    if !app.store.take_lease(&lease, &holder, app.clock.now(), LEASE).await? {
-        return Err(SyncError::Busy);
+/// The right to write what Stripe says about one customer.
+struct Lease {
+    name: String,
+    /// Two syncs within one process exclude each other too, so each has a name of its own.
+    holder: String,
+}
+
+impl Lease {
+    async fn take(app: &App, id: &CustomerId) -> Result<Self, SyncError> {
+        let now = app.clock.now();
+        let lease = Self { name: format!("customer:{id}"), holder: app.entropy.id("sync", now) };
+        match app.store.take_lease(&lease.name, &lease.holder, now, LEASE).await? {
+            true => Ok(lease),
+            false => Err(SyncError::Busy),
+        }
     }
-    let done = work.await;
-    app.store.release_lease(&lease, &holder).await?;
-    done
+
+    async fn release(self, app: &App) -> Result<(), StoreError> {
+        app.store.release_lease(&self.name, &self.holder).await
+    }
 }
 
 /// Who wants a customer made equal to Stripe.
@@ -144,20 +175,22 @@ async fn retry_conflicts(
     app: &App,
     id: &CustomerId,
     asker: Asker,
+    lease: &Lease,
 ) -> Result<Vec<Difference>, SyncError> {
     for _ in 1..ATTEMPTS {
-        match fetch_and_apply(app, id, asker).await {
+        match fetch_and_apply(app, id, asker, lease).await {
             Err(SyncError::Store(StoreError::Conflict { .. })) => {}
             done => return done,
         }
     }
-    fetch_and_apply(app, id, asker).await
+    fetch_and_apply(app, id, asker, lease).await
 }
 
 async fn fetch_and_apply(
     app: &App,
     id: &CustomerId,
     asker: Asker,
+    lease: &Lease,
 ) -> Result<Vec<Difference>, SyncError> {
     let fetched_at = app.clock.now();
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
@@ -168,6 +201,10 @@ async fn fetch_and_apply(
     if customer.revision != before.revision {
         return Err(StoreError::Conflict { what: "the customer" }.into());
     }
+    if !tx.holds_lease(&lease.name, &lease.holder).await? {
+        // Whoever has it now may have fetched later than we did.
+        return Err(SyncError::Busy);
+    }
     let after = Customer {
         tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
         profile: stripe_state.fill(customer.profile.clone()),
@@ -176,8 +213,8 @@ async fn fetch_and_apply(
     let mut differences = differences(&catalog, &customer, &after);
     if let Asker::Support(mode) = asker {
         differences.extend(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
-        let detail =
-            serde_json::json!({"dry_run": mode == Mode::DryRun, "differences": differences});
+        let report = SyncReport::new(id, mode, differences.clone());
+        let detail = serde_json::to_value(&report).expect("a report is plain JSON");
         let audit_id = app.entropy.id("aud", tx.now);
         tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
     }
@@ -209,12 +246,10 @@ struct StripeState {
 
 impl StripeState {
     /// What the product has not said about its customer is taken from Stripe.
-    fn fill(
-        &self,
-        mut profile: crate::domain::customer::Profile,
-    ) -> crate::domain::customer::Profile {
-        profile.email = profile.email.or_else(|| self.email.clone());
-        profile.name = profile.name.or_else(|| self.name.clone());
+    fn fill(&self, mut profile: Profile) -> Profile {
+        let email = self.email.as_deref().filter(|email| is_plausible_email(email));
+        profile.email = profile.email.or_else(|| email.map(str::to_owned));
+        profile.name = profile.name.or_else(|| clean_name(self.name.as_deref()?));
         profile
     }
 }
@@ -224,13 +259,14 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
     let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
     let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    match stripe.customer(stripe_id).await? {
-        Some(found) if !found.deleted => {
-            let subscriptions = stripe.subscriptions_of(stripe_id).await?;
-            Ok(StripeState { subscriptions, email: found.email, name: found.name })
-        }
-        _ => Ok(none),
+    let Some(found) = stripe.customer(stripe_id).await? else {
+        return Err(SyncError::NoSuchStripeCustomer { stripe_customer_id: stripe_id.clone() });
+    };
+    if found.deleted {
+        return Ok(none);
     }
+    let subscriptions = stripe.subscriptions_of(stripe_id).await?;
+    Ok(StripeState { subscriptions, email: found.email, name: found.name })
 }
 
 /// What changes from one state of a customer to the next, for people to read.

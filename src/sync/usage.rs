@@ -46,12 +46,12 @@ pub(super) async fn sync_usage(
             (parked_before - parked_after, sent)
         }
     };
-    let difference = |what, count: i64, unit: &str, action| {
-        let local = Some(format!("{count} {unit}"));
-        (count > 0).then_some(Difference { what, local, stripe: None, action })
+    let difference = |what, count: i64, local: String, action| {
+        (count > 0).then_some(Difference { what, local: Some(local), stripe: None, action })
     };
-    let put_back = difference("parked meter events", put_back, "parked", "put back");
-    Ok(put_back.into_iter().chain(difference("usage", units, "units waiting", "sent")).collect())
+    let put_back = difference("parked meter events", put_back, put_back.to_string(), "put back");
+    let sent = difference("usage", units, format!("{units} units waiting"), "sent");
+    Ok(put_back.into_iter().chain(sent).collect())
 }
 
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the

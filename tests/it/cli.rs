@@ -92,8 +92,8 @@ async fn mistakes_in_the_files_it_names_are_reported_together() {
     let (_db, mut machine) = machine();
     let plans = include_str!("../../plans.example.toml");
     machine.write("plans.toml", &plans.replace("rank = 2", "rnk = 2").replace("\"5m\"", "\"5 m\""));
-    std::fs::create_dir_all(machine.path("templates/usage_nudge")).unwrap();
-    machine.write("templates/usage_nudge/subject.txt", "{{ customer.nmae }}");
+    std::fs::create_dir_all(machine.path("templates/mail/usage_nudge")).unwrap();
+    machine.write("templates/mail/usage_nudge/subject.txt", "{{ customer.nmae }}");
     machine.set("TOLLGATE_TEMPLATES", "templates");
     machine.set("SMTP_URL", "smtp://me:canary@mail.example.com");
     machine.set("MAIL_FROM", "billing@example.com");

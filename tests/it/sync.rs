@@ -299,6 +299,30 @@ both_databases! {
         assert_eq!(world.tier("a-troubled").await, "pro active", "two hours later, by itself");
     }
 
+    async fn when_stripe_fails_for_several_the_rest_does_not_queue_at_its_door(db: TestDb) {
+        let world = World::start(&db).await;
+        let mut subscriptions = Vec::new();
+        for n in 0..6 {
+            subscriptions.push(subscriber(&world, &format!("c{n}"), "starter_monthly").await.1);
+        }
+        for subscription in &subscriptions {
+            world.change_price_quietly(subscription, "pro_monthly").await;
+        }
+        world.sim.deliver_pending().await;
+        let before = world.sim.requests().len();
+        world.sim.fail_next("/v1/customers/", 1000, FaultKind::RateLimited);
+        world.run_job(Job::ProcessInbox).await;
+        assert_eq!(world.sim.requests().len() - before, 3, "three refusals are enough");
+        let rows = world.list("/inbox?state=pending").await;
+        let tried = |row: &&Value| row["attempts"] != 0;
+        assert_eq!((rows.len(), rows.iter().filter(tried).count()), (6, 3), "none was lost");
+        world.sim.change_faults(|faults| faults.api.clear());
+        world.advance(SECOND).await;
+        for n in 0..6 {
+            assert_eq!(world.tier(&format!("c{n}")).await, "pro active");
+        }
+    }
+
     async fn what_only_a_person_can_mend_is_parked_with_its_reason(db: TestDb) {
         let world = World::start(&db).await;
         let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
@@ -395,7 +419,7 @@ price = { amount = "999.00", currency = "usd", interval = "month", lookup_key = 
 limits.ai_runs = { enforcement = "unlimited" }
 "#;
     let plans = include_str!("../../plans.example.toml");
-    let (before, after) = plans.split_once("[[plans]]").unwrap();
+    let (before, after) = plans.split_once("\n[[plans]]").unwrap();
     std::fs::write(world.plans_file(), format!("{before}{GOLD}\n[[plans]]{after}")).unwrap();
 }
 
@@ -444,9 +468,17 @@ both_databases! {
 
     async fn reconcile_gets_past_those_that_stay_overdue(db: TestDb) {
         let world = World::start(&db).await;
+        let price = world.price("pro_monthly").await;
         for n in 0..101 {
-            let (_, subscription) = subscriber(&world, &format!("paused-{n}"), "pro_monthly").await;
-            world.sim.set_subscription_status(&subscription, "paused").unwrap();
+            let named = format!("paused-{n}");
+            world.customer(&named).await;
+            let form = [("metadata[tollgate_customer_id]", named.as_str())];
+            let customer = world.stripe("POST", "/v1/customers", &form).await;
+            let id = customer["id"].as_str().unwrap();
+            let form = [("customer", id), ("items[0][price]", &price)];
+            let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;
+            let id = subscription["id"].as_str().unwrap();
+            world.sim.set_subscription_status(id, "paused").unwrap();
         }
         world.advance(DAY).await;
         let (_, ended) = subscriber(&world, "ended", "pro_monthly").await;

@@ -110,8 +110,8 @@ impl Product {
 
     /// Keeps an answer, which must be the one given before if there was one.
     fn note(&self, run: &Run, answer: Value) {
-        let mut runs = self.runs.lock().unwrap();
-        match runs.insert(run.clone(), Some(answer.clone())).flatten() {
+        let before = self.runs.lock().unwrap().insert(run.clone(), Some(answer.clone()));
+        match before.flatten() {
             Some(before) => assert_eq!(answer, before, "another answer to {run:?}"),
             None => self.answered.send_modify(|n| *n += 1),
         }

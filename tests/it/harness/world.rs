@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate::cli::start::{Drive, Running, start};
+use tollgate::cli::start::{Drive, Running, StartError, start};
 use tollgate::clock::{Clock, Timestamp};
 use tollgate::config::Config;
 use tollgate::domain::usage::MAX_QUANTITY;
@@ -140,6 +140,18 @@ impl World {
         self.config = config(&self.database_url, &self.sim, &self.mail, &self.files, changes);
         self.config.listen = listen;
         self.boot().await;
+    }
+
+    /// Stops the daemon in good order; [`World::try_boot`] starts it again.
+    pub async fn stop(&mut self) {
+        self.running().stop().await.expect("the daemon stops in good order");
+    }
+
+    /// Starts the daemon, which may refuse.
+    pub async fn try_boot(&mut self) -> Result<(), StartError> {
+        let clock = self.clock.clone();
+        self.running = Some(start(&self.config, clock, Entropy::system(), Drive::Steps).await?);
+        Ok(())
     }
 
     fn running(&mut self) -> Running {
