@@ -3,6 +3,9 @@
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::TABLES;
 use crate::harness::world::{ADMIN_TOKEN, API_KEY, World, reply};
@@ -365,6 +368,48 @@ both_databases! {
         assert_eq!(largest.len(), 1 << 20);
         cases.push(case("POST", "/v1/check", largest, 422, "invalid_value: customer_id"));
         assert_refused(&world, cases).await;
+    }
+
+    async fn what_is_hardly_http_gets_a_4xx_or_nothing(db: TestDb) {
+        let world = world(&db).await;
+        let before = world.rows(&TABLES).await;
+        let ask = with("send_event", "true");
+        let post = |headers: &str, body: &str| {
+            let line = "POST /v1/check HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+            format!("{line}authorization: Bearer {API_KEY}\r\n{headers}\r\n\r\n{body}").into_bytes()
+        };
+        for (sent, status) in [
+            (b"nonsense\r\n\r\n".to_vec(), "400"),
+            (b"GET /v1/customers/a\0b HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), "400"),
+            (b"GET /v1/customers/acme HTTP/9.9\r\nhost: x\r\n\r\n".to_vec(), "400"),
+            (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(100_000)).into_bytes(), "4"),
+            (post("content-length: -1", &ask), "400"),
+            (post("content-length: 1e3", &ask), "400"),
+            (post("content-length: 5\r\ncontent-length: 6", &ask), "400"),
+            (post("content-length: 99999", &ask), "400"),
+            (post("transfer-encoding: chunked", "zz\r\n"), "400"),
+            (post("transfer-encoding: chunked", &format!("ffff\r\n{ask}")), "400"),
+        ] {
+            let mut stream = TcpStream::connect(world.config.listen).await.unwrap();
+            stream.write_all(&sent).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            // The daemon may cut off a caller that does not speak HTTP or has hung up.
+            let _ = stream.read_to_end(&mut answer).await;
+            let answer = String::from_utf8_lossy(&answer);
+            let sent = String::from_utf8_lossy(&sent[..sent.len().min(300)]).into_owned();
+            assert!(answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")), "{sent}\n{answer}");
+        }
+        // One byte more than the limit, in chunks of 64 KiB that do not say so beforehand.
+        let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, " ".repeat(1 << 16));
+        let chunks = format!("{}1\r\n \r\n0\r\n\r\n", chunk.repeat(16));
+        let mut stream = TcpStream::connect(world.config.listen).await.unwrap();
+        stream.write_all(&post("transfer-encoding: chunked", &chunks)).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("\"too_large\""), "{answer}");
+        assert_eq!(world.rows(&TABLES).await, before);
+        assert_eq!(world.usage("acme").await, 3);
     }
 
     async fn a_path_that_names_no_customer_is_refused(db: TestDb) {

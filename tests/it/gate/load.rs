@@ -3,6 +3,8 @@
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
 use axum::response::IntoResponse as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tollgate::domain::decision::Intent;
 use tollgate::gate::{Gate, GateError, Request};
@@ -143,6 +145,35 @@ both_databases! {
         let told = ApiError::from(GateError::Overloaded).into_response();
         assert_eq!(told.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(told.headers()[RETRY_AFTER], "1");
+        assert_books_balance(&db.url).await;
+    }
+
+    async fn who_hangs_up_and_asks_again_with_its_key_is_counted_once(db: TestDb) {
+        let mut world = World::start(&db).await;
+        world.customer("acme").await;
+        let run = |key: i64| body("acme", json!({"send_event": true, "idempotency_key": key.to_string()}));
+        for key in 1..=100 {
+            let body = run(key).to_string();
+            let request = format!(
+                "POST /v1/check HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {API_KEY}\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let mut caller = TcpStream::connect(world.config.listen).await.unwrap();
+            caller.write_all(request.as_bytes()).await.unwrap();
+            // Gone before the answer, and every other one in the middle of its request.
+            drop(caller);
+            let mut caller = TcpStream::connect(world.config.listen).await.unwrap();
+            caller.write_all(&request.as_bytes()[..request.len() - 9]).await.unwrap();
+        }
+        // A stop in good order ends what is under way.
+        world.restart().await;
+        assert!(rows(&db.url, "SELECT * FROM usage_events").await.len() <= 100);
+        assert_books_balance(&db.url).await;
+        for key in 1..=100 {
+            assert_eq!(world.call("POST", "/v1/check", &run(key)).await.ok()["allowed"], true);
+        }
+        assert_eq!(world.usage("acme").await, 100);
         assert_books_balance(&db.url).await;
     }
 
