@@ -108,8 +108,13 @@ impl Batch {
     }
 
     fn decide(&mut self, app: &App, request: &Request) -> Result<Decided, GateError> {
-        let customer =
-            self.customers.get(&request.customer_id).ok_or(GateError::UnknownCustomer)?;
+        let Some(customer) = self.customers.get(&request.customer_id) else {
+            // Who comes with data is still unknown only if the feature was no reason to create it.
+            return Err(match request.customer_data {
+                Some(_) => GateError::UnknownFeature,
+                None => GateError::UnknownCustomer,
+            });
+        };
         if let Some(key) = &request.key {
             let known = self.remembered.get(&(customer.id.clone(), key.key.to_string()));
             if let Some(known) = known {

@@ -1,12 +1,12 @@
 //! `/v1/customers/{id}`: who the customers are.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
 use super::Daemon;
-use super::body::{Body, Fields};
+use super::body::{Body, CustomerPath, Fields};
 use super::error::{ApiError, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
@@ -54,10 +54,9 @@ struct Changes {
 /// Creates the customer on the default plan, or changes what the body names.
 pub async fn put(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
     Body(body): Body,
 ) -> Result<Json<CustomerBody>, ApiError> {
-    let id = customer_id(id)?;
     let changes = changes(&body)?;
     let app = &daemon.app;
     let mut tx = app.store.begin().await?;
@@ -100,17 +99,16 @@ pub async fn put(
 
 pub async fn get(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
 ) -> Result<Json<CustomerBody>, ApiError> {
-    show(&daemon, &customer_id(id)?).await
+    show(&daemon, &id).await
 }
 
 /// Forgets who the customer is; its usage stays in the books without a name.
 pub async fn delete(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
 ) -> Result<StatusCode, ApiError> {
-    let id = customer_id(id)?;
     let app = &daemon.app;
     let mut tx = app.store.begin().await?;
     let customer = tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?;
@@ -165,10 +163,6 @@ pub(super) fn question(customer_id: &CustomerId, feature_id: &FeatureId) -> Requ
         properties: None,
         customer_data: None,
     }
-}
-
-pub(super) fn customer_id(id: String) -> Result<CustomerId, ApiError> {
-    CustomerId::try_from(id).map_err(|wanted| ApiError::invalid("customer_id", wanted))
 }
 
 fn changes(body: &[u8]) -> Result<Changes, ApiError> {

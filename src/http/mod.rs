@@ -6,6 +6,7 @@ pub mod auth;
 pub mod body;
 pub mod customers;
 pub mod error;
+pub mod json;
 pub mod ops;
 pub mod pages;
 pub mod server;

@@ -39,17 +39,6 @@ fn text(row: &AnyRow, column: usize) -> String {
     }
 }
 
-/// Every row of every table in [`TABLES`].
-pub async fn everything(url: &str) -> Vec<String> {
-    let mut all = Vec::new();
-    for table in TABLES {
-        let mut rows = rows(url, &format!("SELECT * FROM {table}")).await;
-        rows.sort();
-        all.extend(rows.into_iter().map(|row| format!("{table}: {row}")));
-    }
-    all
-}
-
 /// Fails unless every counter is the sum of its usage events and every event has a counter.
 pub async fn assert_books_balance(url: &str) {
     let key = "customer_id, feature_id, series, period_start_ms";
