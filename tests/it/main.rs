@@ -7,3 +7,4 @@ mod harness;
 mod deploy;
 mod mail;
 mod tidy;
+mod usage;
