@@ -6,5 +6,8 @@ mod harness;
 
 mod deploy;
 mod mail;
+mod notices;
+mod pages;
+mod simulator;
 mod tidy;
 mod usage;
