@@ -113,6 +113,8 @@ async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
             ..Progress::default()
         });
     }
+    // Closing has the same times and may be another replica's: what closes now goes out now.
+    windows::close_due(app).await?;
     let sent = usage::send_due(app).await?;
     let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
     let note = match (sent.paused, sent.parked) {

@@ -100,10 +100,10 @@ async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErro
         return Ok(Concerned::Settled(EventOutcome::Ignored));
     }
     match &event.stripe_customer_id {
-        Some(stripe_id) => customer_of(app, stripe_id, named).await,
+        Some(stripe_id) => customer_of(app, event, stripe_id, named).await,
         None => match by_subscription(app, event).await? {
             Some((stripe_id, found)) => {
-                customer_of(app, &stripe_id, named.or(found.as_deref())).await
+                customer_of(app, event, &stripe_id, named.or(found.as_deref())).await
             }
             None => Ok(parked("it names no Stripe customer")),
         },
@@ -113,6 +113,7 @@ async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErro
 /// The customer tied to this Stripe customer, or the one `named` to be, which is tied to it now.
 async fn customer_of(
     app: &App,
+    event: &StoredEvent,
     stripe_id: &str,
     named: Option<&str>,
 ) -> Result<Concerned, SyncError> {
@@ -123,6 +124,8 @@ async fn customer_of(
         Some(id) => Some(id.to_owned()),
         None => named_in_metadata(app, stripe_id).await?,
     };
+    // For the parked: whoever creates or links this customer must find it.
+    note_names(app, event, stripe_id, named.as_deref()).await?;
     let Some(id) = named.and_then(|id| id.parse::<CustomerId>().ok()) else {
         return Ok(parked("no customer is tied to its Stripe customer"));
     };
@@ -131,6 +134,17 @@ async fn customer_of(
         Err(LinkError::Store(error)) => Err(error.into()),
         Err(error) => Ok(parked(&format!("it cannot be tied to customer {id}: {error}"))),
     }
+}
+
+async fn note_names(
+    app: &App,
+    event: &StoredEvent,
+    stripe_id: &str,
+    named: Option<&str>,
+) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    tx.name_event(&event.event_id, stripe_id, named).await?;
+    tx.commit().await
 }
 
 fn parked(reason: &str) -> Concerned {
@@ -149,12 +163,7 @@ async fn by_subscription(
     };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
     let Some(found) = stripe.subscription(&id).await? else { return Ok(None) };
-    let (stripe_id, named) = (found.stripe_customer_id, found.tollgate_customer_id);
-    // For the parked: linking its Stripe customer must find it.
-    let mut tx = app.store.begin().await?;
-    tx.name_event(&event.event_id, &stripe_id, named.as_deref()).await?;
-    tx.commit().await?;
-    Ok(Some((stripe_id, named)))
+    Ok(Some((found.stripe_customer_id, found.tollgate_customer_id)))
 }
 
 async fn named_in_metadata(app: &App, stripe_id: &str) -> Result<Option<String>, SyncError> {

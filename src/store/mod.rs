@@ -203,13 +203,13 @@ impl Store {
             .map_err(|error| StoreError::Unfit(format!("the schema cannot be migrated: {error}")))
     }
 
-    /// Whether the schema is the one this build was made for.
+    /// Whether the schema is the one this build was made for, or a newer one.
     pub async fn is_migrated(&self) -> Result<bool> {
         let applied = sqlx::query("SELECT COUNT(*) AS n FROM _sqlx_migrations")
             .fetch_one(&self.readers)
             .await
             .and_then(|row| row.try_get::<i64, _>("n"));
-        Ok(applied.is_ok_and(|n| usize::try_from(n) == Ok(MIGRATIONS.len())))
+        Ok(applied.is_ok_and(|n| usize::try_from(n).is_ok_and(|n| n >= MIGRATIONS.len())))
     }
 
     /// Makes this process the one that serves from a SQLite file; PostgreSQL needs no such lock.
@@ -297,7 +297,11 @@ fn migrator() -> Migrator {
             )
         })
         .collect();
-    Migrator::with_migrations(migrations)
+    let mut migrator = Migrator::with_migrations(migrations);
+    // A binary that is rolled back meets a schema newer than its own. Migrations only ever expand
+    // within a release, so it can go on.
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 async fn pool(dialect: Dialect, url: &str, connections: u32) -> Result<AnyPool> {

@@ -554,6 +554,7 @@ both_databases! {
         world.advance(10 * MINUTE).await;
         assert_eq!(world.list("/outbox?customer_id=acme&state=parked").await.len(), 1);
         world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        world.settle().await;
         let before = world.everything().await;
         let dry = world.sync_dry("acme").await;
         assert_eq!(differences(&dry)[0], "parked meter events: 1 -> -", "{dry}");

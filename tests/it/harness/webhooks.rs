@@ -5,11 +5,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe, Column, Connection, Row};
 use tollgate::clock::Timestamp;
 
-use super::world::{Reply, WEBHOOK_SECRET, World};
+use super::sql;
+use super::world::{Reply, WEBHOOK_SECRET, World, reply};
 
 /// The `Stripe-Signature` header for a body. Judged against the official SDK's by the stories
 /// that use that.
@@ -42,10 +41,7 @@ impl World {
         if let Some(header) = header {
             request = request.header("stripe-signature", header);
         }
-        let response = request.send().await.expect("the daemon answers");
-        let status = response.status().as_u16();
-        let text = response.text().await.expect("a whole body");
-        Reply { status, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+        reply(request.send().await.expect("the daemon answers")).await
     }
 
     /// Delivers an event, rightly signed now. No job has run when this returns.
@@ -116,22 +112,15 @@ impl World {
         self.admin("POST", &format!("/customers/{customer}/sync?dry_run=true")).await.ok()
     }
 
-    /// Every row of these tables, column by column, in an order that does not depend on when it
-    /// was written.
+    /// Every row of these tables, in an order that does not depend on when it was written.
     pub async fn rows(&self, tables: &[&str]) -> Vec<String> {
-        sqlx::any::install_default_drivers();
         let url = self.config.database_url.expose_secret();
-        let mut connection = AnyConnection::connect(url).await.expect("the database is there");
         let mut all = Vec::new();
         for table in tables {
-            let sql = AssertSqlSafe(format!("SELECT * FROM {table}"));
-            let rows = sqlx::query(sql).fetch_all(&mut connection).await.expect("a known table");
-            let mut lines: Vec<String> =
-                rows.iter().map(|row| format!("{table}: {}", line(row))).collect();
-            lines.sort();
-            all.extend(lines);
+            let mut rows = sql::rows(url, &format!("SELECT * FROM {table}")).await;
+            rows.sort();
+            all.extend(rows.into_iter().map(|row| format!("{table}: {row}")));
         }
-        connection.close().await.expect("it closes");
         all
     }
 
@@ -148,16 +137,4 @@ impl World {
         ])
         .await
     }
-}
-
-/// The columns are text or 64-bit integers, and nothing else.
-fn line(row: &AnyRow) -> String {
-    let column = |place: usize| match row.try_get::<Option<i64>, _>(place) {
-        Ok(number) => format!("{number:?}"),
-        Err(_) => format!("{:?}", row.get::<Option<String>, _>(place)),
-    };
-    let fields = row.columns().iter().enumerate();
-    let fields: Vec<String> =
-        fields.map(|(place, field)| format!("{}={}", field.name(), column(place))).collect();
-    fields.join(" ")
 }

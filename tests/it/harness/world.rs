@@ -118,10 +118,11 @@ impl World {
     }
 
     async fn boot(&mut self) {
-        let running =
-            start(&self.config, self.clock.clone(), Entropy::system(), Drive::Steps).await;
-        let running =
-            running.unwrap_or_else(|error| panic!("the daemon does not start: {error:?}"));
+        self.boot_with(Drive::Steps).await;
+    }
+
+    async fn boot_with(&mut self, drive: Drive) {
+        let running = self.start_daemon(&self.config, self.clock.clone(), drive).await;
         // The same address after a restart, because Stripe keeps calling it.
         self.config.listen = running.address;
         self.running = Some(running);
@@ -152,6 +153,25 @@ impl World {
         let clock = self.clock.clone();
         self.running = Some(start(&self.config, clock, Entropy::system(), Drive::Steps).await?);
         Ok(())
+    }
+
+    /// Restarts with the jobs in their own loops, which follow the clock by themselves.
+    pub async fn restart_with_loops(&mut self) {
+        self.running().stop().await.expect("the daemon stops in good order");
+        self.boot_with(Drive::Loops).await;
+    }
+
+    /// A second daemon on the same database, on a port and by a clock of its own. SQLite's file
+    /// belongs to one process, so only PostgreSQL has it.
+    pub async fn replica(&self, clock: Clock) -> Running {
+        let mut config = self.config.clone();
+        config.listen = "127.0.0.1:0".parse().expect("an address");
+        self.start_daemon(&config, clock, Drive::Steps).await
+    }
+
+    async fn start_daemon(&self, config: &Config, clock: Clock, drive: Drive) -> Running {
+        let running = start(config, clock, Entropy::system(), drive).await;
+        running.unwrap_or_else(|error| panic!("the daemon does not start: {error:?}"))
     }
 
     fn running(&mut self) -> Running {

@@ -1,0 +1,71 @@
+//! The simulator, judged by the official SDK over real HTTP.
+
+use tollgate::clock::Clock;
+use tollgate::entropy::Entropy;
+use tollgate::sim::{FaultKind, SimConfig, Simulator};
+
+use crate::harness::sdk;
+
+const KEY: &str = "sk_test_walk";
+
+async fn simulator() -> Simulator {
+    let config = SimConfig {
+        clock: Clock::manual("2026-11-01T09:00:00Z".parse().unwrap()),
+        entropy: Entropy::seeded(7),
+        api_key: KEY.to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+    };
+    Simulator::start(config).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_customers_life_told_by_the_official_sdk_is_what_the_simulator_has() {
+    let simulator = simulator().await;
+    let walk = sdk::drive(&simulator.base_url(), KEY).await.expect("nothing surprises the SDK");
+    let text = |name: &str| walk[name].as_str().unwrap_or_else(|| panic!("no {name}: {walk}"));
+
+    // Sent twice, counted once.
+    assert_eq!(simulator.sum_of(text("customer"), text("event_name")), 3);
+    let identifiers: Vec<_> =
+        simulator.meter_events().into_iter().map(|event| event.identifier).collect();
+    assert_eq!(identifiers, [text("identifier")]);
+    // The upgrade was told of, with the price before it and the one after.
+    let updated = simulator.events().into_iter().rfind(|event| {
+        event["type"] == "customer.subscription.updated"
+            && event["data"]["object"]["id"] == text("subscription")
+    });
+    let subscription = updated.expect("an event")["data"]["object"].clone();
+    assert_eq!(subscription["items"]["data"][0]["price"]["id"], walk["prices"]["pro"]);
+    // The SDK gave every write a key; the one refusal was the repeated usage.
+    let requests = simulator.requests();
+    let refused: Vec<_> = requests.iter().filter(|request| request.status != Some(200)).collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].path, "/v1/billing/meter_events");
+    assert_eq!(refused[0].status, Some(400));
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_walk_can_be_taken_twice_in_one_account() {
+    let simulator = simulator().await;
+    let first = sdk::drive(&simulator.base_url(), KEY).await.unwrap();
+    let second = sdk::drive(&simulator.base_url(), KEY).await.unwrap();
+    assert_ne!(first["customer"], second["customer"]);
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdk_names_the_simulators_faults_as_it_names_stripes() {
+    let simulator = simulator().await;
+    // A connection that closes without a byte is tried once more by the SDK, whatever it is told.
+    for (kind, times, name) in [
+        (FaultKind::ServerError, 1, "StripeAPIError"),
+        (FaultKind::RateLimited, 1, "StripeRateLimitError"),
+        (FaultKind::DropBeforeEffect, 2, "StripeConnectionError"),
+    ] {
+        simulator.fail_next("/v1/", times, kind);
+        let surprise = sdk::drive(&simulator.base_url(), KEY).await.expect_err("a fault");
+        assert!(surprise.contains(name), "{kind:?}: {surprise}");
+    }
+    simulator.stop().await;
+}
