@@ -575,7 +575,7 @@ both_databases! {
             ("no-such-key-0123456789", path, (401, "unauthorized")),
             (ADMIN_TOKEN, "/admin/api/v1/customers/nobody/sync", (404, "unknown_customer: customer_id")),
             (ADMIN_TOKEN, "/admin/api/v1/customers/nobody/sync?dry_run=true", (404, "unknown_customer: customer_id")),
-            (ADMIN_TOKEN, "/admin/api/v1/customers/acme/sync?dry_run=maybe", (400, "malformed")),
+            (ADMIN_TOKEN, "/admin/api/v1/customers/acme/sync?dry_run=maybe", (422, "invalid_value: dry_run")),
             (ADMIN_TOKEN, "/admin/api/v1/customers/acme/sync?dryrun=true", (400, "malformed")),
         ] {
             let reply = world.call_as(key, "POST", path, &Value::Null).await;
