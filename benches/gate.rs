@@ -7,7 +7,10 @@
 //!
 //! Run it with `cargo bench --bench gate`; see `benches/README.md`.
 
-#![allow(clippy::disallowed_methods, reason = "a bench reads the wall clock: that is what it is for")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a bench reads the wall clock: that is what it is for"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -53,7 +56,10 @@ async fn main() {
         let daemon = self::daemon(&folder, &url).await;
         rivals.push(("postgres", daemon.address, Some(daemon)));
     }
-    println!("{:<10} {:>5} {:>12} {:>8} {:>9} {:>9}", "rival", "conns", "decisions/s", "ratio", "p50 ms", "p99 ms");
+    println!(
+        "{:<10} {:>5} {:>12} {:>8} {:>9} {:>9}",
+        "rival", "conns", "decisions/s", "ratio", "p50 ms", "p99 ms"
+    );
     for connections in CONNECTIONS {
         let mut rounds: BTreeMap<&str, Vec<Round>> = BTreeMap::new();
         for _ in 0..ROUNDS {
@@ -104,7 +110,9 @@ async fn daemon(folder: &tempfile::TempDir, database_url: &str) -> Running {
     ];
     let env = env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let config = Config::load(&env, None).expect("the configuration is good");
-    start(&config, Clock::system(), Entropy::system(), Drive::Loops).await.expect("the daemon starts")
+    start(&config, Clock::system(), Entropy::system(), Drive::Loops)
+        .await
+        .expect("the daemon starts")
 }
 
 #[derive(Clone, Copy)]
@@ -179,7 +187,8 @@ async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) {
         {
             let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
             let length = text.split("content-length: ").nth(1).expect("a content length");
-            let length: usize = length.lines().next().unwrap_or_default().trim().parse().expect("a number");
+            let length: usize =
+                length.lines().next().unwrap_or_default().trim().parse().expect("a number");
             expected = head + 4 + length;
         }
     }

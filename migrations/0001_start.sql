@@ -54,6 +54,8 @@ CREATE TABLE usage_counters (
     open_start_ms BIGINT,
     open_end_ms BIGINT,
     open_units BIGINT,
+    -- The Stripe meter it goes to: fixed when it opens, whatever the plans file says later.
+    open_meter TEXT,
     closed_until_ms BIGINT,
     PRIMARY KEY (customer_id, feature_id, series, period_start_ms)
 );

@@ -1,7 +1,7 @@
 //! What every part of the daemon shares, and nothing that knows its users.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyhow::Context as _;
@@ -51,16 +51,21 @@ pub struct Nudges {
     pub meter_events: Notify,
 }
 
-impl App {
-    /// Refuses plans that lack one that customers are on.
-    pub async fn check_plans_in_use(&self, catalog: &Catalog) -> anyhow::Result<()> {
-        let in_use = self.store.plans_in_use().await?;
-        let missing: Vec<_> = in_use.iter().filter(|id| catalog.plan(id).is_none()).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        anyhow::bail!("the plans file lacks plans that customers are on: {missing:?}")
-    }
+/// Why a plans file that is right in itself cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum PlansRefused {
+    #[error("the plans file lacks plans that customers are on: {}", .0.join(", "))]
+    Lacks(Vec<String>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Refuses plans that lack one that customers are on.
+pub async fn check_plans_in_use(store: &Store, catalog: &Catalog) -> Result<(), PlansRefused> {
+    let mut missing = store.plans_in_use().await?;
+    missing.retain(|id| catalog.plan(id).is_none());
+    missing.sort();
+    if missing.is_empty() { Ok(()) } else { Err(PlansRefused::Lacks(missing)) }
 }
 
 /// The plans file on disk, watched for changes since it was last accepted.
@@ -73,6 +78,10 @@ impl PlansFile {
     /// `accepted` is the text that is in force.
     pub fn new(path: PathBuf, accepted: String) -> Self {
         Self { path, last_seen: Mutex::new(accepted) }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The file's text if it differs from what was last accepted.

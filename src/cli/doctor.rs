@@ -1,5 +1,7 @@
 //! `tollgate doctor`: one line per thing that has to be right, exit 1 if one is not.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::start::{
@@ -8,6 +10,7 @@ use super::start::{
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entropy::Entropy;
+use crate::store::Store;
 
 #[derive(Serialize)]
 struct Finding {
@@ -18,7 +21,10 @@ struct Finding {
 
 pub async fn run(json: bool) -> Result<(), StartError> {
     let findings = match Config::from_process() {
-        Err(errors) => vec![finding("configuration", Err(errors.to_string()))],
+        Err(errors) => {
+            let mistakes = errors.mistakes().iter();
+            mistakes.map(|mistake| finding("configuration", Err(mistake.to_string()))).collect()
+        }
         Ok(config) => examine(&config).await,
     };
     let faults = findings.iter().filter(|finding| !finding.ok).count();
@@ -67,6 +73,14 @@ fn plans(config: &Config) -> Result<String, String> {
 }
 
 async fn database(config: &Config) -> Result<String, String> {
+    // Looking must not leave a file behind, which might then belong to the wrong user.
+    if let Some(file) = Store::file_to_create(&config.database_url) {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        return match folder.is_none_or(Path::is_dir) {
+            true => Ok(format!("{} is created at the first start", file.display())),
+            false => Err(format!("DATABASE_URL: {} is in no existing folder", file.display())),
+        };
+    }
     let store = open_store(config, Clock::system()).await.map_err(words)?;
     let migrated = store.is_migrated().await.map_err(|error| error.to_string())?;
     let dialect = store.dialect();

@@ -9,23 +9,31 @@ use crate::config::Config;
 use crate::entropy::Entropy;
 
 pub async fn run(config: Config) -> Result<(), StartError> {
+    let told_to_stop = told_to_stop()?;
+    tokio::pin!(told_to_stop);
     log_to_stderr(&config.log_filter, config.log_format);
     for part in config.idle_parts() {
         tracing::warn!("{part}");
     }
-    let running = start(&config, Clock::system(), Entropy::system(), Drive::Loops).await?;
-    told_to_stop().await?;
+    let running = tokio::select! {
+        running = start(&config, Clock::system(), Entropy::system(), Drive::Loops) => running?,
+        // Nothing was promised to anyone yet.
+        () = &mut told_to_stop => return Ok(()),
+    };
+    told_to_stop.await;
     tracing::info!("stopping");
     Ok(running.stop().await?)
 }
 
-/// Returns at the first SIGTERM or SIGINT.
-pub async fn told_to_stop() -> std::io::Result<()> {
+/// Ends at the first SIGTERM or SIGINT from the moment of this call, whenever it is awaited:
+/// without this call a signal would end the process there and then.
+pub fn told_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

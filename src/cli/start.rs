@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Credentials, Plans, PlansFile};
+use crate::app::{App, Credentials, Plans, PlansFile, PlansRefused, check_plans_in_use};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::link::Links;
@@ -19,6 +19,7 @@ use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
 use crate::gate::Gate;
 use crate::http::auth::KeyRing;
+use crate::http::server::serve;
 use crate::http::{Daemon, router};
 use crate::jobs::Jobs;
 use crate::mail::templates::Templates;
@@ -28,6 +29,9 @@ use crate::stripe::Stripe;
 
 /// How long running requests may take to end after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long the database's connections may take to close after that.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why a command did not come about.
 #[derive(Debug)]
@@ -108,10 +112,53 @@ pub struct Running {
     pub address: SocketAddr,
     jobs: Jobs,
     stop: CancellationToken,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<()>,
     writer: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     lock: ServeLock,
+}
+
+/// What is made from the configuration and the files it names, before anything is opened.
+struct Parts {
+    /// The plans file's text.
+    source: String,
+    catalog: Catalog,
+    templates: Templates,
+    mailer: Option<Mailer>,
+    stripe: Option<Stripe>,
+}
+
+impl Parts {
+    /// # Errors
+    /// The mistakes of all parts at once.
+    fn of(config: &Config, clock: &Clock, entropy: &Entropy) -> Result<Self, StartError> {
+        let mut mistakes = Vec::new();
+        let plans = unless_mistaken(read_plans(config), &mut mistakes)?;
+        let templates = unless_mistaken(load_templates(config), &mut mistakes)?;
+        let mailer = unless_mistaken(connect_mailer(config), &mut mistakes)?;
+        let stripe = connect_stripe(config, clock, entropy)?;
+        match (plans, templates, mailer) {
+            (Some((source, catalog)), Some(templates), Some(mailer)) => {
+                Ok(Self { source, catalog, templates, mailer, stripe })
+            }
+            _ => Err(StartError::Config(mistakes.join("\n"))),
+        }
+    }
+}
+
+/// Notes a mistake in the configuration, to go on looking for others.
+fn unless_mistaken<T>(
+    made: Result<T, StartError>,
+    mistakes: &mut Vec<String>,
+) -> Result<Option<T>, StartError> {
+    match made {
+        Ok(made) => Ok(Some(made)),
+        Err(StartError::Config(mistake)) => {
+            mistakes.push(mistake);
+            Ok(None)
+        }
+        Err(failed) => Err(failed),
+    }
 }
 
 /// Opens, migrates, reads, connects, listens.
@@ -121,13 +168,14 @@ pub async fn start(
     entropy: Entropy,
     drive: Drive,
 ) -> Result<Running, StartError> {
-    let (source, catalog) = read_plans(config)?;
-    let templates = load_templates(config)?;
-    let mailer = connect_mailer(config)?;
-    let stripe = connect_stripe(config, &clock, &entropy)?;
+    let Parts { source, catalog, templates, mailer, stripe } = Parts::of(config, &clock, &entropy)?;
     let store = open_store(config, clock.clone()).await?;
     let lock = store.lock_for_serving(&config.database_url)?;
     store.migrate().await?;
+    check_plans_in_use(&store, &catalog).await.map_err(|refused| match refused {
+        PlansRefused::Lacks(_) => StartError::Config(format!("TOLLGATE_PLANS: {refused}")),
+        PlansRefused::Store(error) => error.into(),
+    })?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         StartError::Config(format!("TOLLGATE_LISTEN: {}: {error}", config.listen))
     })?;
@@ -156,11 +204,7 @@ pub async fn start(
         nudges: Arc::default(),
         replica_id,
     };
-    let (active_version, active) = app.plans.active();
-    app.check_plans_in_use(&active)
-        .await
-        .map_err(|error| StartError::Config(format!("TOLLGATE_PLANS: {error}")))?;
-    tracing::info!(%address, plans = active_version, "listening");
+    tracing::info!(%address, plans = version, "listening");
     let jobs = match drive {
         Drive::Loops => Jobs::start(&app),
         Drive::Steps => Jobs::default(),
@@ -186,10 +230,7 @@ fn run(
         jobs: jobs.clone(),
         metrics: metrics.clone(),
     };
-    let stopped = stop.clone().cancelled_owned();
-    let server = tokio::spawn(async move {
-        axum::serve(listener, router(daemon)).with_graceful_shutdown(stopped).await
-    });
+    let server = tokio::spawn(serve(listener, router(daemon), stop.clone()));
     // Without it the recorder's histograms would grow for ever.
     let upkeep = tokio::spawn(async move {
         loop {
@@ -213,10 +254,11 @@ impl Running {
             served
         })
         .await;
-        self.app.store.close().await;
+        // A statement that hangs must not keep the process from ending.
+        let _ = tokio::time::timeout(CLOSE, self.app.store.close()).await;
         drop(self.lock);
         match drained {
-            Ok(served) => served?.context("the server stopped with an error"),
+            Ok(served) => served.context("the server failed"),
             Err(_) => anyhow::bail!("some requests did not end within {} s", DRAIN.as_secs()),
         }
     }

@@ -97,7 +97,8 @@ fn check_full(config: &Config, templates: &Path) {
     assert_eq!(config.log_filter, "warn,tollgate=debug");
     assert_eq!(config.log_format, LogFormat::Json);
     assert_eq!(config.otel_endpoint.as_deref(), Some("http://localhost:4318"));
-    assert!(config.idle_parts().is_empty());
+    let idle = config.idle_parts().join("\n");
+    assert!(idle.contains("OTEL_EXPORTER_OTLP_ENDPOINT") && !idle.contains("is not set"), "{idle}");
 }
 
 #[test]

@@ -217,3 +217,178 @@ pub fn thousands(number: i64) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const PLANS: &str = include_str!("../../plans.example.toml");
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    /// A question on the 18th day of November, on Starter, after `usage` runs.
+    fn facts(usage: i64, reason: Reason) -> Facts {
+        Facts {
+            customer_id: "acme".parse().unwrap(),
+            feature_id: "ai_runs".parse().unwrap(),
+            plan_id: Some("starter".parse().unwrap()),
+            intent: Intent::Check,
+            asked: 1,
+            counted: 0,
+            reason,
+            usage,
+            reserved: 0,
+            period: BillingPeriod {
+                start: at("2026-11-01T00:00:00Z"),
+                end: at("2026-12-01T00:00:00Z"),
+            },
+            decided_at: at("2026-11-18T15:00:00Z"),
+            event_id: None,
+        }
+    }
+
+    fn worded(facts: &Facts, plans: &str) -> Value {
+        let links = Links::new("https://billing.example.com", vec!["key".into()]);
+        let answer = answer(facts, &Catalog::parse(plans).unwrap(), &links);
+        serde_json::to_value(answer).unwrap()
+    }
+
+    fn message(facts: &Facts, plans: &str) -> String {
+        worded(facts, plans)["upgrade"]["message"].as_str().unwrap().to_owned()
+    }
+
+    fn balance(plan: &str, usage: i64, plans: &str) -> Value {
+        let plan_id = Some(plan.parse().unwrap());
+        worded(&Facts { plan_id, ..facts(usage, Reason::WithinLimit) }, plans)["balance"].clone()
+    }
+
+    #[test]
+    fn the_contracts_example_word_for_word() {
+        let mut answer = worded(&facts(200, Reason::LimitReached), PLANS);
+        let url = answer["upgrade"]["url"].take();
+        assert!(url.as_str().unwrap().starts_with("https://billing.example.com/upgrade?token="));
+        assert_eq!(
+            answer,
+            json!({"allowed": false, "reason": "limit_reached",
+                "customer_id": "acme", "feature_id": "ai_runs", "plan_id": "starter", "required_balance": 1,
+                "balance": {"granted": 200, "usage": 200, "reserved": 0, "remaining": 0, "unlimited": false,
+                    "overage_allowed": false, "soft_limit": null, "next_reset_at": "2026-12-01T00:00:00Z"},
+                "period": {"start": "2026-11-01T00:00:00Z", "end": "2026-12-01T00:00:00Z"},
+                "threshold": {"state": "limit_reached", "percent": 100},
+                "pace": {"elapsed_days": 18, "period_days": 30, "projected": 333},
+                "upgrade": {"plan_id": "pro", "name": "Pro", "price": "$99/month",
+                    "message": "You used 200 runs in the first 18 days of this period. At that pace, \
+                        you'd use 333 runs in a full one. Pro gives you unlimited runs at $99/month.",
+                    "url": null},
+                "reservation": null, "event_id": null})
+        );
+    }
+
+    #[test]
+    fn the_link_up_is_for_this_customer_until_the_periods_end() {
+        let answer = worded(&facts(200, Reason::LimitReached), PLANS);
+        let links = Links::new("https://billing.example.com", vec!["key".into()]);
+        let token = answer["upgrade"]["url"].as_str().unwrap().split_once("token=").unwrap().1;
+        let verify = |moment| links.verify(Purpose::Upgrade, token, at(moment));
+        assert_eq!(verify("2026-11-30T23:59:59Z"), Ok("acme".parse().unwrap()));
+        assert!(verify("2026-12-01T00:00:00Z").is_err());
+    }
+
+    #[test]
+    fn one_run_on_the_first_day_is_told_in_the_singular() {
+        let first =
+            Facts { decided_at: at("2026-11-01T09:00:00Z"), ..facts(1, Reason::WithinLimit) };
+        assert_eq!(
+            message(&first, PLANS),
+            "You used 1 run in the first day of this period. At that pace, you'd use 30 runs in a \
+             full one. Pro gives you unlimited runs at $99/month."
+        );
+    }
+
+    #[test]
+    fn who_has_used_nothing_is_only_told_of_the_way_up() {
+        let none = facts(0, Reason::WithinLimit);
+        assert_eq!(message(&none, PLANS), "Pro gives you unlimited runs at $99/month.");
+    }
+
+    #[test]
+    fn a_capped_next_plan_names_its_number_and_a_free_one_no_price() {
+        let on_pro =
+            Facts { plan_id: Some("pro".parse().unwrap()), ..facts(2500, Reason::OverSoftLimit) };
+        assert_eq!(
+            message(&on_pro, PLANS),
+            "You used 2,500 runs in the first 18 days of this period. At that pace, you'd use 4,166 \
+             runs in a full one. Team gives you 6,000 runs a month at $399/month."
+        );
+        let price = "price = { amount = \"99.00\", currency = \"usd\", interval = \"month\", lookup_key = \"pro_monthly\" }";
+        assert!(PLANS.contains(price));
+        let free = PLANS.replace(price, "");
+        let none = facts(0, Reason::WithinLimit);
+        assert_eq!(message(&none, &free), "Pro gives you unlimited runs.");
+        assert_eq!(worded(&none, &free)["upgrade"]["price"], Value::Null);
+    }
+
+    #[test]
+    fn the_highest_plan_has_no_way_up() {
+        let on_team =
+            Facts { plan_id: Some("team".parse().unwrap()), ..facts(1, Reason::WithinLimit) };
+        assert_eq!(worded(&on_team, PLANS)["upgrade"], Value::Null);
+    }
+
+    #[test]
+    fn the_balance_follows_the_limits_kind() {
+        let hard = balance("starter", 150, PLANS);
+        assert_eq!((&hard["granted"], &hard["remaining"]), (&json!(200), &json!(50)));
+        assert_eq!((&hard["soft_limit"], &hard["overage_allowed"]), (&Value::Null, &json!(false)));
+        let soft = balance("pro", 2100, PLANS);
+        assert_eq!((&soft["granted"], &soft["soft_limit"]), (&json!(2000), &json!(2000)));
+        assert_eq!((&soft["remaining"], &soft["overage_allowed"]), (&json!(0), &json!(true)));
+        assert_eq!((&soft["usage"], &soft["unlimited"]), (&json!(2100), &json!(false)));
+        let unlimited = PLANS.replace(
+            "{ granted = 6000, enforcement = \"hard\", custom = true }",
+            "{ enforcement = \"unlimited\" }",
+        );
+        let open = balance("team", 9, &unlimited);
+        assert_eq!((&open["granted"], &open["soft_limit"]), (&Value::Null, &Value::Null));
+        assert_eq!((&open["remaining"], &open["unlimited"]), (&Value::Null, &json!(true)));
+    }
+
+    #[test]
+    fn what_runs_hold_is_not_left_over_and_nothing_is_ever_less_than_nothing() {
+        let held = Facts { reserved: 30, ..facts(150, Reason::WithinLimit) };
+        assert_eq!(worded(&held, PLANS)["balance"]["remaining"], 20);
+        assert_eq!(balance("starter", 260, PLANS)["remaining"], 0);
+    }
+
+    #[test]
+    fn without_a_plan_nothing_is_granted_and_nothing_offered() {
+        let nobody = Facts { plan_id: None, ..facts(0, Reason::NoPlan) };
+        let answer = worded(&nobody, PLANS);
+        assert_eq!((&answer["allowed"], &answer["plan_id"]), (&json!(false), &Value::Null));
+        assert_eq!((&answer["balance"]["granted"], &answer["upgrade"]), (&json!(0), &Value::Null));
+        assert_eq!(answer["threshold"], json!({"state": "ok", "percent": null}));
+    }
+
+    #[test]
+    fn only_an_answer_to_track_says_what_was_counted() {
+        let value = |intent| {
+            let facts = Facts { intent, asked: 5, counted: 3, ..facts(200, Reason::LimitReached) };
+            worded(&facts, PLANS).get("value").cloned()
+        };
+        assert_eq!(value(Intent::Record), Some(json!(3)));
+        assert_eq!(value(Intent::RecordCapped), Some(json!(3)));
+        assert_eq!(value(Intent::Consume), None);
+        assert_eq!(value(Intent::Check), None);
+    }
+
+    #[test]
+    fn thousands_have_commas() {
+        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (-1_234_567, "-1,234,567")];
+        for (number, text) in cases {
+            assert_eq!(thousands(number), text);
+        }
+    }
+}

@@ -27,6 +27,26 @@ pub struct Profile {
     pub name: Option<String>,
 }
 
+/// The longest name kept, in characters.
+pub const MAX_NAME: usize = 200;
+
+/// A name fit for a mail's header: without control characters, spaces around it and what exceeds
+/// [`MAX_NAME`]; `None` if nothing is left.
+pub fn clean_name(text: &str) -> Option<String> {
+    let printable: String = text.chars().filter(|c| !c.is_control()).collect();
+    let short: String = printable.trim().chars().take(MAX_NAME).collect();
+    Some(short).filter(|name| !name.is_empty())
+}
+
+/// Whether this is an e-mail address, as far as that can be told without writing to it.
+pub fn is_plausible_email(text: &str) -> bool {
+    let parts = text.split_once('@');
+    let shaped = parts.is_some_and(|(local, domain)| {
+        !local.is_empty() && !domain.is_empty() && !domain.contains('@')
+    });
+    shaped && text.len() <= 254 && text.chars().all(|c| !c.is_control() && !c.is_whitespace())
+}
+
 /// Personal data never reaches a log, not even by accident.
 impl std::fmt::Debug for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,5 +108,89 @@ impl Tier {
                 Some(limit) => Entitlement::Granted(limit),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLANS: &str = include_str!("../../plans.example.toml");
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn denial(tier: &Tier, catalog: &Catalog, feature_id: &str, now: Timestamp) -> Option<Reason> {
+        match tier.entitlement(catalog, feature_id, now) {
+            Entitlement::Denied(reason) => Some(reason),
+            Entitlement::Granted(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_new_customer_is_on_the_default_plan_in_months_from_its_day() {
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let tier = Tier::initial(at("2026-11-05T23:59:59.999Z"));
+        assert_eq!(tier.plan(&catalog).unwrap().id.as_str(), "starter");
+        let period = tier.cycle.period_at(at("2026-11-20T00:00:00Z"));
+        assert_eq!(period.start, at("2026-11-05T00:00:00Z"));
+        assert_eq!(period.end, at("2026-12-05T00:00:00Z"));
+    }
+
+    #[test]
+    fn the_subscriptions_plan_goes_before_the_default_even_if_the_file_has_it_no_more() {
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let mut tier = Tier::initial(at("2026-11-05T00:00:00Z"));
+        tier.plan_id = Some("pro".parse().unwrap());
+        assert_eq!(tier.plan(&catalog).unwrap().id.as_str(), "pro");
+        tier.plan_id = Some("gone".parse().unwrap());
+        let now = at("2026-11-06T00:00:00Z");
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), Some(Reason::NoPlan));
+    }
+
+    #[test]
+    fn each_lack_has_its_reason_and_payment_goes_first() {
+        let deny_strangers = PLANS.replace("default_plan = \"starter\"", "");
+        let without_default = Catalog::parse(&deny_strangers).unwrap();
+        let catalog = Catalog::parse(PLANS).unwrap();
+        let now = at("2026-11-06T00:00:00Z");
+        let mut tier = Tier::initial(now);
+        assert_eq!(denial(&tier, &without_default, "ai_runs", now), Some(Reason::NoPlan));
+        assert_eq!(denial(&tier, &catalog, "exports", now), Some(Reason::FeatureNotInPlan));
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), None);
+        tier.standing = Standing::Paused;
+        assert_eq!(denial(&tier, &without_default, "exports", now), Some(Reason::Paused));
+        tier.standing = Standing::PastDue;
+        assert_eq!(denial(&tier, &catalog, "ai_runs", now), Some(Reason::PastDue));
+    }
+
+    #[test]
+    fn names_lose_what_no_header_may_hold() {
+        assert_eq!(clean_name(" Ac\u{0}me\r\nBcc: x\u{7f} ").as_deref(), Some("AcmeBcc: x"));
+        assert_eq!(clean_name("Zoë Ltd").as_deref(), Some("Zoë Ltd"));
+        assert_eq!(clean_name("\t \n"), None);
+        assert_eq!(clean_name(&"é".repeat(201)), Some("é".repeat(200)));
+    }
+
+    #[test]
+    fn an_address_has_two_sides_and_no_spaces() {
+        for good in ["a@b", "jo+x@example.com", "zoë@exämple.com"] {
+            assert!(is_plausible_email(good), "{good}");
+        }
+        let long = format!("a@{}", "b".repeat(253));
+        for bad in ["", "a", "@b", "a@", "a@b@c", "a b@c", "a@b\r\nBcc: x", &long] {
+            assert!(!is_plausible_email(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_profile_does_not_show_in_logs() {
+        let profile = Profile {
+            email: Some("jo@example.com".to_owned()),
+            name: Some("Jo Bloggs".to_owned()),
+        };
+        let logged = format!("{profile:?}");
+        assert!(!logged.contains("jo") && !logged.contains("Jo"), "{logged}");
     }
 }

@@ -49,6 +49,9 @@ pub enum NoticeState {
 }
 
 impl NoticeState {
+    pub const ALL: [Self; 6] =
+        [Self::Due, Self::Sending, Self::Sent, Self::Dropped, Self::Failed, Self::Unknown];
+
     /// The word the contract and the database use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -62,9 +65,7 @@ impl NoticeState {
     }
 
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Due, Self::Sending, Self::Sent, Self::Dropped, Self::Failed, Self::Unknown]
-            .into_iter()
-            .find(|state| state.as_str() == word)
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::domain::period::BillingPeriod;
 pub const MAX_QUANTITY: i64 = 1_000_000_000;
 
 /// A customer's counter of one feature in one billing period, in whole units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counter {
     /// Accepted units.
     pub usage: i64,
@@ -22,16 +22,19 @@ pub struct Counter {
 }
 
 /// Usage that waits for its metering window to close, in whole units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenWindow {
     pub start: Timestamp,
     pub end: Timestamp,
     pub value: i64,
+    /// The Stripe meter it goes to: fixed when the window opens, whatever the plans file says
+    /// when it closes.
+    pub meter: String,
 }
 
 impl Counter {
-    /// Puts `value` accepted units into the metering window of `now`, and answers the window this
-    /// closes, if `now` is past the open one.
+    /// Puts `value` accepted units for `meter` into the metering window of `now`, and answers the
+    /// window this closes: the open one, if `now` is past it or it goes to another meter.
     ///
     /// Windows lie on a grid of `window` from the epoch, cut at the period's bounds so that none
     /// straddles a period, and never begin before the last one closed: a replica whose clock is
@@ -42,13 +45,17 @@ impl Counter {
         now: Timestamp,
         period: BillingPeriod,
         window: Duration,
+        meter: &str,
     ) -> Option<OpenWindow> {
-        let closed = self.close_window(now);
+        let closed = match &self.open {
+            Some(open) if open.meter != meter => self.cut_window(now),
+            _ => self.close_window(now),
+        };
         match &mut self.open {
             Some(open) => open.value += value,
             None => {
                 let (start, end) = self.window_at(now, period, window);
-                self.open = Some(OpenWindow { start, end, value });
+                self.open = Some(OpenWindow { start, end, value, meter: meter.to_owned() });
             }
         }
         closed
@@ -137,20 +144,40 @@ mod tests {
     #[test]
     fn usage_of_one_window_is_frozen_when_the_next_begins() {
         let mut counter = Counter::default();
-        assert_eq!(counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE), None);
-        assert_eq!(counter.meter(3, at("2026-11-05T10:04:59Z"), november(), 5 * MINUTE), None);
-        let closed = counter.meter(1, at("2026-11-05T10:05:00Z"), november(), 5 * MINUTE).unwrap();
+        assert_eq!(
+            counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE, "ai_runs"),
+            None
+        );
+        assert_eq!(
+            counter.meter(3, at("2026-11-05T10:04:59Z"), november(), 5 * MINUTE, "ai_runs"),
+            None
+        );
+        let closed = counter
+            .meter(1, at("2026-11-05T10:05:00Z"), november(), 5 * MINUTE, "ai_runs")
+            .unwrap();
         assert_eq!((closed.start, closed.value), (at("2026-11-05T10:00:00Z"), 5));
-        assert_eq!(counter.open.unwrap().value, 1);
+        assert_eq!(counter.open.as_ref().unwrap().value, 1);
     }
 
     #[test]
     fn a_clock_that_is_behind_never_reopens_a_closed_window() {
         let mut counter = Counter::default();
-        counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE);
+        counter.meter(2, at("2026-11-05T10:01:00Z"), november(), 5 * MINUTE, "ai_runs");
         counter.close_window(at("2026-11-05T10:05:00Z")).unwrap();
-        counter.meter(1, at("2026-11-05T10:04:00Z"), november(), 5 * MINUTE);
-        assert_eq!(counter.open.unwrap().start, at("2026-11-05T10:05:00Z"));
+        counter.meter(1, at("2026-11-05T10:04:00Z"), november(), 5 * MINUTE, "ai_runs");
+        assert_eq!(counter.open.as_ref().unwrap().start, at("2026-11-05T10:05:00Z"));
+    }
+
+    #[test]
+    fn a_window_goes_to_the_meter_it_was_opened_for() {
+        let mut counter = Counter::default();
+        let now = at("2026-11-05T10:01:00Z");
+        counter.meter(2, now, november(), 5 * MINUTE, "old");
+        let closed = counter.meter(3, now.plus(MINUTE), november(), 5 * MINUTE, "new").unwrap();
+        assert_eq!((closed.meter.as_str(), closed.value), ("old", 2));
+        let open = counter.open.unwrap();
+        assert_eq!((open.meter.as_str(), open.value), ("new", 3));
+        assert!(open.start >= closed.end);
     }
 
     proptest! {
@@ -165,7 +192,7 @@ mod tests {
             let mut closed = Vec::new();
             for (second, value) in &steps {
                 let now = november().start.plus(Duration::from_secs(second.unsigned_abs()));
-                closed.extend(counter.meter(*value, now, november(), Duration::from_secs(window_s)));
+                closed.extend(counter.meter(*value, now, november(), Duration::from_secs(window_s), "ai_runs"));
             }
             closed.extend(counter.close_window(november().end));
             prop_assert_eq!(counter.open, None);

@@ -69,7 +69,7 @@ struct Batch {
 impl Batch {
     async fn load(app: &App, tx: &mut Tx, requests: &[Request]) -> Result<Self, StoreError> {
         let (plan_version, catalog) = app.plans.active();
-        let customers = load_customers(tx, requests).await?;
+        let customers = load_customers(tx, &catalog, requests).await?;
         let keyed: Vec<_> = requests
             .iter()
             .filter_map(|r| r.key.as_ref().map(|key| (&r.customer_id, key.key.as_str())))
@@ -108,8 +108,13 @@ impl Batch {
     }
 
     fn decide(&mut self, app: &App, request: &Request) -> Result<Decided, GateError> {
-        let customer =
-            self.customers.get(&request.customer_id).ok_or(GateError::UnknownCustomer)?;
+        let Some(customer) = self.customers.get(&request.customer_id) else {
+            // Who comes with data is still unknown only if the feature was no reason to create it.
+            return Err(match request.customer_data {
+                Some(_) => GateError::UnknownFeature,
+                None => GateError::UnknownCustomer,
+            });
+        };
         if let Some(key) = &request.key {
             let known = self.remembered.get(&(customer.id.clone(), key.key.to_string()));
             if let Some(known) = known {
@@ -126,7 +131,8 @@ impl Batch {
         }
         let period = customer.tier.cycle.period_at(self.now);
         let key = counter_key(customer, &request.feature_id, period);
-        let counter = self.counters.get(&key).map(|(_, counter)| *counter).unwrap_or_default();
+        let counter =
+            self.counters.get(&key).map(|(_, counter)| counter.clone()).unwrap_or_default();
         let entitlement =
             customer.tier.entitlement(&self.catalog, request.feature_id.as_str(), self.now);
         let verdict =
@@ -169,10 +175,9 @@ impl Batch {
             self.customers.get(&key.customer_id).and_then(|c| c.stripe_customer_id.as_ref());
         if let (Some(event_name), Some(stripe_id)) = (meter, stripe_id) {
             let window = self.catalog.metering_window;
-            let closed = counter.meter(facts.counted, self.now, facts.period, window);
-            let to = (event_name.as_str(), stripe_id.as_str());
+            let closed = counter.meter(facts.counted, self.now, facts.period, window, event_name);
             self.meter_events.extend(
-                closed.map(|window| meter_event(app, self.now, &key, facts.period.end, to, window)),
+                closed.map(|w| meter_event(app, self.now, &key, facts.period.end, stripe_id, w)),
             );
         }
         self.touched.insert(key.clone());
@@ -206,7 +211,7 @@ impl Batch {
                 .iter()
                 .filter_map(|key| {
                     let (period, counter) = self.counters.get(key)?;
-                    Some((key.clone(), period.end, *counter))
+                    Some((key.clone(), period.end, counter.clone()))
                 })
                 .collect();
             tx.put_counters(&counters).await?;
@@ -224,6 +229,7 @@ impl Batch {
 /// The customers of the batch, locked, those that are new and come with their data created first.
 async fn load_customers(
     tx: &mut Tx,
+    catalog: &Catalog,
     requests: &[Request],
 ) -> Result<HashMap<CustomerId, Customer>, StoreError> {
     let mut wanted: Vec<&CustomerId> = requests.iter().map(|r| &r.customer_id).collect();
@@ -232,15 +238,17 @@ async fn load_customers(
     let by_id =
         |customers: Vec<Customer>| customers.into_iter().map(|c| (c.id.clone(), c)).collect();
     let mut known: HashMap<_, _> = by_id(tx.lock_customers(&wanted).await?);
+    // In order of id too, so that two replicas that create the same customers cannot deadlock.
     let mut created = Vec::new();
-    for request in requests {
-        if let Some(profile) = &request.customer_data
-            && !known.contains_key(&request.customer_id)
-            && !created.contains(&&request.customer_id)
-        {
-            tx.insert_customer(&new_customer(request.customer_id.clone(), profile.clone(), tx.now))
-                .await?;
-            created.push(&request.customer_id);
+    for id in wanted.into_iter().filter(|id| !known.contains_key(*id)) {
+        // A request that is going to be refused creates nobody.
+        let asks =
+            |r: &&Request| r.customer_id == *id && catalog.features.contains_key(&r.feature_id);
+        let profile =
+            requests.iter().filter(asks).find_map(|request| request.customer_data.clone());
+        if let Some(profile) = profile {
+            create_customer(tx, id, profile).await?;
+            created.push(id);
         }
     }
     if !created.is_empty() {
@@ -249,16 +257,25 @@ async fn load_customers(
     Ok(known)
 }
 
-/// A customer on the default plan, created now.
-pub fn new_customer(id: CustomerId, profile: Profile, now: Timestamp) -> Customer {
-    Customer {
-        id,
+/// Creates a customer on the default plan, unless someone else just did. A payment that arrived
+/// before its customer waits parked in the inbox: now it can be applied.
+pub async fn create_customer(
+    tx: &mut Tx,
+    id: &CustomerId,
+    profile: Profile,
+) -> Result<(), StoreError> {
+    let customer = Customer {
+        id: id.clone(),
         profile,
         stripe_customer_id: None,
-        created_at: now,
-        tier: Tier::initial(now),
+        created_at: tx.now,
+        tier: Tier::initial(tx.now),
         revision: 1,
+    };
+    if tx.insert_customer(&customer).await? {
+        tx.unpark_events(id, None).await?;
     }
+    Ok(())
 }
 
 fn counter_key(customer: &Customer, feature_id: &FeatureId, period: BillingPeriod) -> CounterKey {
@@ -303,8 +320,7 @@ fn notice(
     }
 }
 
-/// Freezes a closed window into a meter event for a meter's event name and a Stripe customer; from
-/// here on none of it changes.
+/// Freezes a closed window into a meter event for a Stripe customer; from here on none of it changes.
 ///
 /// A replica whose clock is behind may count a run in a period whose last window is closed. It is
 /// reported in the period's last second: Stripe bills by the timestamp, and the run is this period's.
@@ -313,7 +329,7 @@ pub(super) fn meter_event(
     now: Timestamp,
     counter: &CounterKey,
     period_end: Timestamp,
-    (event_name, stripe_customer_id): (&str, &str),
+    stripe_customer_id: &str,
     window: OpenWindow,
 ) -> NewMeterEvent {
     let identifier = app.entropy.id("tg", now);
@@ -321,7 +337,6 @@ pub(super) fn meter_event(
         idempotency_key: format!("{identifier}-send"),
         identifier,
         counter: counter.clone(),
-        event_name: event_name.to_owned(),
         stripe_customer_id: stripe_customer_id.to_owned(),
         timestamp: window.start.min(period_end.minus(Duration::from_secs(1))),
         window,

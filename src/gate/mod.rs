@@ -10,6 +10,8 @@
 mod batch;
 pub mod windows;
 
+use std::time::Duration;
+
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -23,8 +25,13 @@ use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey};
 use crate::store::StoreError;
 use crate::store::usage::CounterKey;
 
+pub use batch::create_customer;
+
 /// How many requests may wait for the writer.
 const QUEUE: usize = 4096;
+/// How long a caller waits for its answer. A database that does not answer at all must not hold
+/// everyone for as long as its connection takes to die.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How many the writer takes into one transaction.
 const BATCH: usize = 1024;
 
@@ -124,8 +131,11 @@ impl Gate {
     async fn queue(&self, request: Request) -> Result<Decided, GateError> {
         let (reply, answer) = oneshot::channel();
         self.queue.try_send(Waiting { request, reply }).map_err(|_| GateError::Overloaded)?;
-        // The writer drops the reply only if it panicked over the batch.
-        answer.await.unwrap_or(Err(GateError::Unavailable(None)))
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(decided)) => decided,
+            // The writer drops a reply only if it panicked over the batch.
+            Ok(Err(_)) | Err(_) => Err(GateError::Unavailable(None)),
+        }
     }
 
     /// Decides without counting and without the writer.

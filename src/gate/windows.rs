@@ -64,20 +64,10 @@ async fn close(
     };
     let Some(window) = closed else { return Ok(()) };
     tx.put_counters(&[(key.clone(), period_end, counter)]).await?;
-    let (_, catalog) = app.plans.active();
-    let meter = catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
-    match (meter, &customer.stripe_customer_id) {
-        (Some(event_name), Some(stripe_id)) => {
-            let to = (event_name.as_str(), stripe_id.as_str());
-            let event = meter_event(app, tx.now, key, period_end, to, window);
-            tx.insert_meter_event(&event).await
-        }
-        _ => {
-            tracing::warn!(
-                customer_id = %key.customer_id, feature_id = %key.feature_id, units = window.value,
-                "usage stays local: its feature has no meter any more"
-            );
-            Ok(())
-        }
-    }
+    // A window opens only for a customer tied to Stripe, and closes before that tie changes.
+    let stripe_id = customer
+        .stripe_customer_id
+        .as_deref()
+        .ok_or(StoreError::Corrupt { table: "usage_counters", column: "open_meter" })?;
+    tx.insert_meter_event(&meter_event(app, tx.now, key, period_end, stripe_id, window)).await
 }

@@ -1,48 +1,33 @@
 //! `/admin/api/v1`: what support and the founder may ask and do.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Daemon;
-use super::customers::customer_id;
+use super::body::{CustomerPath, Fields, Pairs};
 use super::error::{ApiError, unknown_customer};
 use crate::domain::ids::CustomerId;
+use crate::domain::notice::NoticeState;
 use crate::sync::{Mode, SyncError, SyncReport, sync_customer};
 
 /// How many rows a list shows.
 const ROWS: i64 = 200;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SyncQuery {
-    #[serde(default)]
-    dry_run: bool,
-}
-
 /// Makes a customer equal to Stripe and says what was different; `dry_run` only says it.
 pub async fn sync(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
-    query: Result<Query<SyncQuery>, QueryRejection>,
+    CustomerPath(id): CustomerPath,
+    query: Pairs,
 ) -> Result<Json<SyncReport>, ApiError> {
-    let id = customer_id(id)?;
-    let Query(query) = query.map_err(bad_query)?;
-    let mode = if query.dry_run { Mode::DryRun } else { Mode::Apply };
-    let synced = sync_customer(&daemon.app, &id, mode).await;
-    let report = synced.map_err(|error| not_synced(&id, error))?;
-    let app = &daemon.app;
-    let mut tx = app.store.begin().await?;
-    let detail = serde_json::to_value(&report).unwrap_or_default();
-    let audit_id = app.entropy.id("aud", tx.now);
-    tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
-    tx.commit().await?;
-    // What was put back is applied now, not at the next tick.
-    app.nudges.inbox.notify_one();
-    app.nudges.meter_events.notify_one();
+    let mut fields = Fields::query(query)?;
+    let mode = fields.word("dry_run", &[("true", Mode::DryRun), ("false", Mode::Apply)])?;
+    fields.finish()?;
+    let mode = mode.unwrap_or(Mode::Apply);
+    let report =
+        sync_customer(&daemon.app, &id, mode).await.map_err(|error| not_synced(&id, error))?;
     Ok(Json(report))
 }
 
@@ -54,59 +39,60 @@ fn not_synced(id: &CustomerId, error: SyncError) -> ApiError {
         SyncError::NotConfigured => ApiError::unavailable("not_configured", error.to_string()),
         SyncError::Store(error) => error.into(),
         SyncError::NoTier(_) => ApiError::new(StatusCode::CONFLICT, "no_tier", error.to_string()),
+        SyncError::NoSuchStripeCustomer { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "no_such_stripe_customer", error.to_string())
+        }
         SyncError::Stripe(_) => ApiError::unavailable("stripe_unavailable", error.to_string()),
     }
 }
 
 /// Which rows of a list are wanted.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListQuery {
-    customer_id: Option<String>,
-    state: Option<String>,
+struct Wanted {
+    customer_id: Option<CustomerId>,
+    state: Option<&'static str>,
 }
 
-type Wanted = Result<Query<ListQuery>, QueryRejection>;
-
-fn wanted(query: Wanted) -> Result<ListQuery, ApiError> {
-    let Query(query) = query.map_err(bad_query)?;
-    if let Some(id) = &query.customer_id {
-        customer_id(id.clone())?;
+impl Wanted {
+    /// `states` are those that rows of this list can be in.
+    fn parse(query: Pairs, states: &[&'static str]) -> Result<Self, ApiError> {
+        let mut fields = Fields::query(query)?;
+        let customer_id = fields.id("customer_id")?;
+        let words: Vec<_> = states.iter().map(|state| (*state, *state)).collect();
+        let state = if words.is_empty() { None } else { fields.word("state", &words)? };
+        fields.finish()?;
+        Ok(Self { customer_id, state })
     }
-    Ok(query)
-}
 
-fn bad_query(rejection: QueryRejection) -> ApiError {
-    ApiError::malformed(rejection.body_text())
+    fn customer_id(&self) -> Option<&str> {
+        self.customer_id.as_ref().map(CustomerId::as_str)
+    }
 }
 
 fn list(rows: Vec<impl Serialize>) -> Json<Value> {
     Json(json!({"data": rows}))
 }
 
-pub async fn audit(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<Value>, ApiError> {
-    let query = wanted(query)?;
-    Ok(list(daemon.app.store.list_audit(query.customer_id.as_deref(), ROWS).await?))
+pub async fn audit(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Value>, ApiError> {
+    let wanted = Wanted::parse(query, &[])?;
+    Ok(list(daemon.app.store.list_audit(wanted.customer_id(), ROWS).await?))
 }
 
-pub async fn notices(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<Value>, ApiError> {
-    let query = wanted(query)?;
+pub async fn notices(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Value>, ApiError> {
+    let wanted = Wanted::parse(query, &NoticeState::ALL.map(NoticeState::as_str))?;
     let store = &daemon.app.store;
-    Ok(list(store.list_notices(query.customer_id.as_deref(), query.state.as_deref(), ROWS).await?))
+    Ok(list(store.list_notices(wanted.customer_id(), wanted.state, ROWS).await?))
 }
 
-pub async fn inbox(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<Value>, ApiError> {
-    let query = wanted(query)?;
+pub async fn inbox(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Value>, ApiError> {
+    let wanted = Wanted::parse(query, &["pending", "applied", "ignored", "parked"])?;
     let store = &daemon.app.store;
-    Ok(list(store.list_events(query.customer_id.as_deref(), query.state.as_deref(), ROWS).await?))
+    Ok(list(store.list_events(wanted.customer_id(), wanted.state, ROWS).await?))
 }
 
-pub async fn outbox(State(daemon): State<Daemon>, query: Wanted) -> Result<Json<Value>, ApiError> {
-    let query = wanted(query)?;
+pub async fn outbox(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Value>, ApiError> {
+    let wanted = Wanted::parse(query, &["pending", "delivered", "parked"])?;
     let store = &daemon.app.store;
-    Ok(list(
-        store.list_meter_events(query.customer_id.as_deref(), query.state.as_deref(), ROWS).await?,
-    ))
+    Ok(list(store.list_meter_events(wanted.customer_id(), wanted.state, ROWS).await?))
 }
 
 /// How each job's last run went.

@@ -75,6 +75,10 @@ impl KeyRing {
             Some(known) => known,
             None => {
                 let _turn = self.look_up.acquire().await;
+                if let Some(known) = self.recall(&hash, now) {
+                    // Someone who asked with the same key was here first.
+                    return known.within_rate();
+                }
                 if daemon.app.store.live_key(&hash).await?.is_none() {
                     self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
                     return Err(unauthorized());
@@ -82,7 +86,13 @@ impl KeyRing {
                 self.remember(hash, Some(now.plus(REMEMBER_KEY)))
             }
         };
-        match known.limiter {
+        known.within_rate()
+    }
+}
+
+impl Known {
+    fn within_rate(&self) -> Result<(), ApiError> {
+        match &self.limiter {
             Some(limiter) if limiter.check().is_err() => Err(ApiError::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limited",

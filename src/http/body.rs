@@ -1,33 +1,40 @@
 //! Reading request bodies field by field, so that each mistake names its field.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::body::HttpBody;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::json::{self, NotJson};
+use crate::domain::customer::{MAX_NAME, clean_name, is_plausible_email};
+use crate::domain::ids::CustomerId;
 use crate::domain::usage::MAX_QUANTITY;
 
 /// The largest body taken, in bytes: API and webhooks alike.
 const MAX_BODY: usize = 1 << 20;
+/// Of a larger body this much is read and forgotten before it is refused: a caller that is cut off
+/// while it sends sees a broken connection and not the reason.
+const MAX_DRAINED: usize = 64 << 20;
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest text taken for a name, in characters.
-const MAX_NAME: usize = 200;
 
 /// A whole request body within the limits.
-pub struct Body(pub Bytes);
+pub struct Body(pub Vec<u8>);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let read = axum::body::to_bytes(request.into_body(), MAX_BODY);
-        match tokio::time::timeout(BODY_TIMEOUT, read).await {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(error)) if is_too_large(&error) => Err(ApiError::new(
+        match tokio::time::timeout(BODY_TIMEOUT, read(request.into_body())).await {
+            Ok(Ok(Some(bytes))) => Ok(Self(bytes)),
+            Ok(Ok(None)) => Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",
                 "the body must have at most 1 MiB",
@@ -42,8 +49,36 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     }
 }
 
-fn is_too_large(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.to_string().contains("length limit"))
+/// The body; `None` if it is too large.
+async fn read(mut body: axum::body::Body) -> Result<Option<Vec<u8>>, axum::Error> {
+    let (mut kept, mut length) = (Vec::new(), 0);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        length += data.len();
+        if length <= MAX_BODY {
+            kept.extend_from_slice(&data);
+        } else if length > MAX_DRAINED {
+            break;
+        } else {
+            kept = Vec::new();
+        }
+    }
+    Ok((length <= MAX_BODY).then_some(kept))
+}
+
+/// The customer that a path names as `{id}`.
+pub struct CustomerPath(pub CustomerId);
+
+impl<S: Send + Sync> FromRequestParts<S> for CustomerPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        const NAME: &str = "customer_id";
+        let Path(id) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::malformed("customer_id in the path is not UTF-8").param(NAME))?;
+        CustomerId::try_from(id).map(Self).map_err(|wanted| ApiError::invalid(NAME, wanted))
+    }
 }
 
 /// The fields of a JSON object. Each is taken out once; what is left at the end is unknown.
@@ -56,16 +91,28 @@ pub struct Fields {
 
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
+        match json::parse(body) {
             Ok(Value::Object(fields)) => Ok(Self { fields, path: String::new() }),
             Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
-            Err(error) => {
-                let (line, column) = (error.line(), error.column());
-                Err(ApiError::malformed(format!(
-                    "the body is not JSON: see line {line}, column {column}"
-                )))
-            }
+            Err(NotJson::Syntax { line, column }) => Err(ApiError::malformed(format!(
+                "the body is not JSON: see line {line}, column {column}"
+            ))),
+            Err(NotJson::Twice(name)) => Err(twice(&name)),
         }
+    }
+
+    /// The fields of a query string; one that is there and empty is as good as absent.
+    pub fn query(query: Pairs) -> Result<Self, ApiError> {
+        let Query(pairs) =
+            query.map_err(|_| ApiError::malformed("the query string cannot be read"))?;
+        let mut fields = Map::new();
+        for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
+            if fields.contains_key(&name) {
+                return Err(twice(&name));
+            }
+            fields.insert(name, Value::String(value));
+        }
+        Ok(Self { fields, path: String::new() })
     }
 
     fn name(&self, field: &str) -> String {
@@ -156,24 +203,17 @@ impl Fields {
     /// A name for people to read: control characters are taken out, and it must not be too long.
     pub fn person_name(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
-        let text: String = text.chars().filter(|c| !c.is_control()).collect();
-        let text = text.trim();
-        if text.chars().count() > MAX_NAME {
+        if text.trim().chars().count() > MAX_NAME {
             let wanted = format!("must have at most {MAX_NAME} characters");
             return Err(ApiError::invalid(self.name(field), wanted));
         }
-        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+        Ok(clean_name(&text))
     }
 
     /// An e-mail address, as far as that can be told without writing to it.
     pub fn email(&mut self, field: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
-        let parts = text.split_once('@');
-        let plausible = parts.is_some_and(|(local, domain)| {
-            !local.is_empty() && !domain.is_empty() && !domain.contains('@')
-        });
-        let clean = text.chars().all(|c| !c.is_control() && !c.is_whitespace());
-        if plausible && clean && text.len() <= 254 {
+        if is_plausible_email(&text) {
             Ok(Some(text))
         } else {
             Err(ApiError::invalid(
@@ -211,6 +251,14 @@ impl Fields {
             }
         }
     }
+}
+
+/// A query string as it came.
+pub type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+fn twice(name: &str) -> ApiError {
+    let name = short(name);
+    ApiError::malformed(format!("{name} comes twice")).param(name)
 }
 
 /// A caller's own text, fit to be repeated in an error.

@@ -1,19 +1,19 @@
 //! `/v1/customers/{id}`: who the customers are.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
 use super::Daemon;
-use super::body::{Body, Fields};
+use super::body::{Body, CustomerPath, Fields};
 use super::error::{ApiError, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
-use crate::domain::customer::{Customer, Profile, Tier};
+use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
-use crate::gate::{Request, windows};
+use crate::gate::{Request, create_customer, windows};
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
@@ -54,25 +54,16 @@ struct Changes {
 /// Creates the customer on the default plan, or changes what the body names.
 pub async fn put(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
     Body(body): Body,
 ) -> Result<Json<CustomerBody>, ApiError> {
-    let id = customer_id(id)?;
     let changes = changes(&body)?;
     let app = &daemon.app;
     let mut tx = app.store.begin().await?;
     let before = match tx.lock_customer(&id).await? {
         Some(customer) => customer,
         None => {
-            let created = Customer {
-                id: id.clone(),
-                profile: Profile::default(),
-                stripe_customer_id: None,
-                created_at: tx.now,
-                tier: Tier::initial(tx.now),
-                revision: 1,
-            };
-            tx.insert_customer(&created).await?;
+            create_customer(&mut tx, &id, Profile::default()).await?;
             tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?
         }
     };
@@ -99,14 +90,7 @@ pub async fn put(
     if linked {
         // The customer may have had a subscription long before: look, as after a webhook.
         let event_id = app.entropy.id("linked", tx.now);
-        tx.insert_event(
-            &event_id,
-            LINKED,
-            after.stripe_customer_id.as_deref(),
-            Some(id.as_str()),
-            "{}",
-        )
-        .await?;
+        tx.insert_event(&event_id, LINKED, None, Some(id.as_str()), "{}").await?;
     }
     tx.commit().await?;
     app.nudges.inbox.notify_one();
@@ -115,17 +99,16 @@ pub async fn put(
 
 pub async fn get(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
 ) -> Result<Json<CustomerBody>, ApiError> {
-    show(&daemon, &customer_id(id)?).await
+    show(&daemon, &id).await
 }
 
 /// Forgets who the customer is; its usage stays in the books without a name.
 pub async fn delete(
     State(daemon): State<Daemon>,
-    Path(id): Path<String>,
+    CustomerPath(id): CustomerPath,
 ) -> Result<StatusCode, ApiError> {
-    let id = customer_id(id)?;
     let app = &daemon.app;
     let mut tx = app.store.begin().await?;
     let customer = tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?;
@@ -180,10 +163,6 @@ pub(super) fn question(customer_id: &CustomerId, feature_id: &FeatureId) -> Requ
         properties: None,
         customer_data: None,
     }
-}
-
-pub(super) fn customer_id(id: String) -> Result<CustomerId, ApiError> {
-    CustomerId::try_from(id).map_err(|wanted| ApiError::invalid("customer_id", wanted))
 }
 
 fn changes(body: &[u8]) -> Result<Changes, ApiError> {

@@ -6,8 +6,10 @@ pub mod auth;
 pub mod body;
 pub mod customers;
 pub mod error;
+pub mod json;
 pub mod ops;
 pub mod pages;
+pub mod server;
 pub mod webhook;
 
 use std::sync::Arc;

@@ -118,7 +118,7 @@ async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
     let sent = usage::send_due(app).await?;
     let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
     let note = match (sent.paused, sent.parked) {
-        (true, _) => Some("paused: Stripe refuses our key".to_owned()),
+        (true, _) => Some("paused: Stripe refuses our key or does not take usage now".to_owned()),
         (false, 0) => None,
         (false, parked) => Some(format!("{parked} parked")),
     };

@@ -3,9 +3,9 @@
 
 use super::Progress;
 use crate::app::App;
-use crate::sync::{Mode, SyncError, sync_customer};
+use crate::sync::{SyncError, sync_tier};
 
-/// How many customers one step fetches.
+/// How many customers are looked up at once.
 const AT_ONCE: i64 = 100;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
@@ -15,17 +15,25 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
             ..Progress::default()
         });
     }
-    let overdue = app.store.customers_with_overdue_renewal(app.clock.now(), AT_ONCE).await?;
+    let moment = app.clock.now();
+    let mut after = String::new();
     let mut done = 0;
     let mut failed = 0;
-    for id in &overdue {
-        match sync_customer(app, id, Mode::Apply).await {
-            Ok(_) => done += 1,
-            // Whoever is at it already does the same.
-            Err(SyncError::Busy) => {}
-            Err(error) => {
-                failed += 1;
-                tracing::warn!(customer_id = %id, %error, "a customer with an overdue renewal could not be synced");
+    // Through to the last: some stay overdue for good (paused ones do), and must not stand in the
+    // way of the others.
+    loop {
+        let page = app.store.customers_with_overdue_renewal(moment, &after, AT_ONCE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.to_string();
+        for id in &page {
+            match sync_tier(app, id).await {
+                Ok(_) => done += 1,
+                // Whoever is at it already does the same.
+                Err(SyncError::Busy) => {}
+                Err(error) => {
+                    failed += 1;
+                    tracing::warn!(customer_id = %id, %error, "a customer with an overdue renewal could not be synced");
+                }
             }
         }
     }

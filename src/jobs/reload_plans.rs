@@ -2,31 +2,41 @@
 //! and replicas agree because the newest version in the database is the one that holds.
 
 use super::Progress;
-use crate::app::App;
+use crate::app::{App, check_plans_in_use};
 use crate::domain::plan::Catalog;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
-    if let Some(changed) = app.plans_file.changed()? {
-        let catalog = Catalog::parse(&changed)?;
-        app.check_plans_in_use(&catalog).await?;
-        let mut tx = app.store.begin().await?;
-        let version = tx.activate_plans(&changed).await?;
-        tx.commit().await?;
-        app.plans_file.accept(changed);
-        app.plans.activate(version, catalog);
-        tracing::info!(version, "a changed plans file is in force");
-        return Ok(Progress { done: 1, ..Progress::default() });
-    }
+    // A file that cannot be taken must not keep this replica from what the others agree on.
+    let taken = take_changed_file(app).await;
+    let followed = follow_the_database(app).await?;
+    let done = usize::from(taken? || followed);
+    Ok(Progress { done, ..Progress::default() })
+}
+
+/// Puts the plans file in force if it has changed; answers whether it did.
+async fn take_changed_file(app: &App) -> anyhow::Result<bool> {
+    let Some(changed) = app.plans_file.changed()? else { return Ok(false) };
+    let name = app.plans_file.path().display().to_string();
+    let catalog = Catalog::parse(&changed).map_err(|mistakes| mistakes.in_file(name))?;
+    check_plans_in_use(&app.store, &catalog).await?;
+    let mut tx = app.store.begin().await?;
+    let version = tx.activate_plans(&changed).await?;
+    tx.commit().await?;
+    app.plans_file.accept(changed);
+    app.plans.activate(version, catalog);
+    tracing::info!(version, "a changed plans file is in force");
+    Ok(true)
+}
+
+/// Takes over plans that another replica put in force; answers whether there were any.
+async fn follow_the_database(app: &App) -> anyhow::Result<bool> {
     let (running, _) = app.plans.active();
     match app.store.active_plans().await? {
         Some((version, source)) if version > running => {
             app.plans.activate(version, Catalog::parse(&source)?);
-            tracing::info!(
-                version,
-                "plans that another replica put in force are in force here too"
-            );
-            Ok(Progress { done: 1, ..Progress::default() })
+            tracing::info!(version, "plans that another replica put in force hold here too");
+            Ok(true)
         }
-        _ => Ok(Progress::default()),
+        _ => Ok(false),
     }
 }

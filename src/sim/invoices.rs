@@ -151,62 +151,67 @@ fn render(
     invoice
 }
 
+// Fields of a draft that do not depend on whom and what it bills.
+const NULL_AT_FIRST: [&str; 29] = [
+    "account_country",
+    "account_name",
+    "account_tax_ids",
+    "application",
+    "custom_fields",
+    "customer_account",
+    "customer_address",
+    "customer_shipping",
+    "default_source",
+    "description",
+    "due_date",
+    "effective_at",
+    "ending_balance",
+    "footer",
+    "from_invoice",
+    "hosted_invoice_url",
+    "invoice_pdf",
+    "last_finalization_error",
+    "latest_revision",
+    "next_payment_attempt",
+    "number",
+    "on_behalf_of",
+    "receipt_number",
+    "rendering",
+    "shipping_cost",
+    "shipping_details",
+    "statement_descriptor",
+    "test_clock",
+    "webhooks_delivered_at",
+];
+const ZERO_AT_FIRST: [&str; 7] = [
+    "amount_overpaid",
+    "amount_paid",
+    "amount_shipping",
+    "attempt_count",
+    "post_payment_credit_notes_amount",
+    "pre_payment_credit_notes_amount",
+    "starting_balance",
+];
+const EMPTY_AT_FIRST: [&str; 6] = [
+    "customer_tax_ids",
+    "default_tax_rates",
+    "discounts",
+    "total_discount_amounts",
+    "total_pretax_credit_amounts",
+    "total_taxes",
+];
+
 /// Everything of a draft that does not depend on whom and what it bills.
 fn empty_invoice() -> Value {
     let mut invoice = json!({ "object": "invoice" });
-    for null in [
-        "account_country",
-        "account_name",
-        "account_tax_ids",
-        "application",
-        "custom_fields",
-        "customer_account",
-        "customer_address",
-        "customer_shipping",
-        "default_source",
-        "description",
-        "due_date",
-        "effective_at",
-        "ending_balance",
-        "footer",
-        "from_invoice",
-        "hosted_invoice_url",
-        "invoice_pdf",
-        "last_finalization_error",
-        "latest_revision",
-        "next_payment_attempt",
-        "number",
-        "on_behalf_of",
-        "receipt_number",
-        "rendering",
-        "shipping_cost",
-        "shipping_details",
-        "statement_descriptor",
-        "test_clock",
-        "webhooks_delivered_at",
-    ] {
-        invoice[null] = Value::Null;
+    for field in NULL_AT_FIRST {
+        invoice[field] = Value::Null;
     }
-    for zero in [
-        "amount_overpaid",
-        "amount_paid",
-        "amount_shipping",
-        "attempt_count",
-        "post_payment_credit_notes_amount",
-        "pre_payment_credit_notes_amount",
-        "starting_balance",
-    ] {
-        invoice[zero] = 0.into();
+    for field in ZERO_AT_FIRST {
+        invoice[field] = 0.into();
     }
-    for empty in [
-        "customer_tax_ids",
-        "default_tax_rates",
-        "discounts",
-        "total_discount_amounts",
-        "total_pretax_credit_amounts",
-        "total_taxes",
-    ] {
-        invoice[empty] = json!([]);
+    for field in EMPTY_AT_FIRST {
+        invoice[field] = json!([]);
     }
     invoice["attempted"] = false.into();
     invoice["auto_advance"] = true.into();

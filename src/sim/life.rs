@@ -199,38 +199,7 @@ impl Subscription {
     pub fn render(&self, prices: &Table) -> Value {
         let items: Vec<Value> =
             self.items.iter().map(|item| item.render(&self.id, prices)).collect();
-        let flexible = match self.billing_mode {
-            "flexible" => json!({ "proration_discounts": "included" }),
-            _ => Value::Null,
-        };
-        let mut subscription = json!({
-            "id": self.id,
-            "object": "subscription",
-            "application": null,
-            "application_fee_percent": null,
-            "automatic_tax": { "disabled_reason": null, "enabled": false, "liability": null },
-            "billing_cycle_anchor": self.anchor_s,
-            "billing_cycle_anchor_config": null,
-            "billing_mode": { "flexible": flexible, "type": self.billing_mode },
-            "billing_schedules": [],
-            "billing_thresholds": null,
-            "cancel_at": self.cancel_at_s,
-            "cancel_at_period_end": self.cancel_at_period_end,
-            "canceled_at": self.canceled_at_s,
-            "cancellation_details": self.cancellation_details,
-            "collection_method": self.collection_method,
-            "created": self.created_s,
-            "currency": self.currency,
-            "customer": self.customer,
-            "customer_account": null,
-            "days_until_due": self.days_until_due,
-            "default_payment_method": self.default_payment_method,
-            "default_source": null,
-            "default_tax_rates": [],
-            "description": self.description,
-            "discounts": [],
-            "ended_at": self.ended_at_s,
-        });
+        let mut subscription = self.render_terms();
         let rest = json!({
             "invoice_settings": {
                 "account_tax_ids": null,
@@ -273,6 +242,42 @@ impl Subscription {
             subscription.extend(rest);
         }
         subscription
+    }
+
+    /// The object's fields up to `ended_at`, in Stripe's order, which is that of the alphabet.
+    fn render_terms(&self) -> Value {
+        let flexible = match self.billing_mode {
+            "flexible" => json!({ "proration_discounts": "included" }),
+            _ => Value::Null,
+        };
+        json!({
+            "id": self.id,
+            "object": "subscription",
+            "application": null,
+            "application_fee_percent": null,
+            "automatic_tax": { "disabled_reason": null, "enabled": false, "liability": null },
+            "billing_cycle_anchor": self.anchor_s,
+            "billing_cycle_anchor_config": null,
+            "billing_mode": { "flexible": flexible, "type": self.billing_mode },
+            "billing_schedules": [],
+            "billing_thresholds": null,
+            "cancel_at": self.cancel_at_s,
+            "cancel_at_period_end": self.cancel_at_period_end,
+            "canceled_at": self.canceled_at_s,
+            "cancellation_details": self.cancellation_details,
+            "collection_method": self.collection_method,
+            "created": self.created_s,
+            "currency": self.currency,
+            "customer": self.customer,
+            "customer_account": null,
+            "days_until_due": self.days_until_due,
+            "default_payment_method": self.default_payment_method,
+            "default_source": null,
+            "default_tax_rates": [],
+            "description": self.description,
+            "discounts": [],
+            "ended_at": self.ended_at_s,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Result, Store, StoreError, Tx, assembled, time, time_or_none};
+use crate::clock::Timestamp;
 use crate::domain::customer::{Customer, LiveSubscription, Profile, Tier};
 use crate::domain::decision::Standing;
 use crate::domain::ids::CustomerId;
@@ -32,30 +33,19 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// Customers whose Stripe period ended before `moment` without a renewal having been seen,
-    /// the longest overdue first, at most `limit`.
+    /// Customers whose Stripe period ended before `moment` without a renewal having been seen, in
+    /// order of id, after `after`, at most `limit`.
     pub async fn customers_with_overdue_renewal(
         &self,
-        moment: crate::clock::Timestamp,
+        moment: Timestamp,
+        after: &str,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(
             "SELECT customer_id FROM customers WHERE stripe_end_ms IS NOT NULL AND stripe_end_ms <= $1 \
-             AND deleted_at_ms IS NULL ORDER BY stripe_end_ms LIMIT $2",
+             AND deleted_at_ms IS NULL AND customer_id > $2 ORDER BY customer_id LIMIT $3",
         )
         .bind(moment.ms())
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await?;
-        rows.iter().map(|row| parse_id(row.try_get("customer_id")?)).collect()
-    }
-
-    /// Every customer tied to Stripe, in order of id, after `after`, at most `limit`.
-    pub async fn linked_customers(&self, after: &str, limit: i64) -> Result<Vec<CustomerId>> {
-        let rows = sqlx::query(
-            "SELECT customer_id FROM customers WHERE stripe_customer_id IS NOT NULL \
-             AND deleted_at_ms IS NULL AND customer_id > $1 ORDER BY customer_id LIMIT $2",
-        )
         .bind(after)
         .bind(limit)
         .fetch_all(&self.readers)
@@ -76,8 +66,8 @@ impl Tx {
         row.as_ref().map(read).transpose()
     }
 
-    /// Inserts a customer unless it exists (also as a deleted one, which comes back with its new
-    /// profile and its old usage); answers whether a row was written.
+    /// Inserts a customer unless it exists (a deleted one comes back with its new profile
+    /// and its old usage: forgetting who it was is no way to a fresh allowance); answers whether a row was written.
     pub async fn insert_customer(&mut self, customer: &Customer) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO customers (customer_id, email, name, stripe_customer_id, created_at_ms, standing, \
@@ -142,11 +132,14 @@ impl Tx {
             "UPDATE customers SET deleted_at_ms = $2, email = NULL, name = NULL, \
              stripe_customer_id = NULL, plan_id = NULL, subscription_id = NULL, \
              subscription_status = NULL, standing = 'good', grace_ends_at_ms = NULL, \
-             stripe_start_ms = NULL, stripe_end_ms = NULL, revision = revision + 1 \
-             WHERE customer_id = $1 AND deleted_at_ms IS NULL",
+             stripe_start_ms = NULL, stripe_end_ms = NULL, cycle_interval = 'month', \
+             series = series + CASE WHEN subscription_id IS NULL THEN 0 ELSE 1 END, \
+             anchor_ms = CASE WHEN subscription_id IS NULL THEN anchor_ms ELSE $3 END, entitlement_version = entitlement_version + 1, \
+             revision = revision + 1 WHERE customer_id = $1 AND deleted_at_ms IS NULL",
         )
         .bind(id.as_str())
         .bind(self.now.ms())
+        .bind(self.now.start_of_day().ms())
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected() == 1)

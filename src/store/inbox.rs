@@ -27,9 +27,7 @@ pub struct StoredEvent {
 /// What becomes of a stored event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventOutcome {
-    Applied {
-        customer_id: CustomerId,
-    },
+    Applied,
     /// Nothing in it concerns a tier.
     Ignored,
     /// It cannot be applied now, and waiting will not help; someone has to.
@@ -58,6 +56,15 @@ impl Store {
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(read).collect()
+    }
+
+    /// An event's body as it came.
+    pub async fn event_body(&self, event_id: &str) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT body FROM stripe_events WHERE event_id = $1")
+            .bind(event_id)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| Ok(row.try_get("body")?)).transpose()
     }
 
     /// A customer's events, or all, in one state or any; the newest first.
@@ -108,18 +115,19 @@ impl Tx {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Settles a pending event, or sets its next attempt.
-    pub async fn settle_event(&mut self, event_id: &str, outcome: &EventOutcome) -> Result<()> {
+    /// Settles a pending event, or sets its next attempt, and notes whom it was found to concern.
+    pub async fn settle_event(
+        &mut self,
+        event_id: &str,
+        customer_id: Option<&CustomerId>,
+        outcome: &EventOutcome,
+    ) -> Result<()> {
         let now = self.now.ms();
-        let (state, customer_id, at, detail) = match outcome {
-            EventOutcome::Applied { customer_id } => {
-                ("applied", Some(customer_id.as_str()), now, None)
-            }
-            EventOutcome::Ignored => ("ignored", None, now, None),
-            EventOutcome::Parked { reason } => ("parked", None, now, Some(reason.as_str())),
-            EventOutcome::TryAgain { at, reason } => {
-                ("pending", None, at.ms(), Some(reason.as_str()))
-            }
+        let (state, at, detail) = match outcome {
+            EventOutcome::Applied => ("applied", now, None),
+            EventOutcome::Ignored => ("ignored", now, None),
+            EventOutcome::Parked { reason } => ("parked", now, Some(reason.as_str())),
+            EventOutcome::TryAgain { at, reason } => ("pending", at.ms(), Some(reason.as_str())),
         };
         sqlx::query(
             "UPDATE stripe_events SET state = $2, customer_id = COALESCE($3, customer_id), detail = $4, \
@@ -129,7 +137,7 @@ impl Tx {
         )
         .bind(event_id)
         .bind(state)
-        .bind(customer_id)
+        .bind(customer_id.map(CustomerId::as_str))
         .bind(detail)
         .bind(at)
         .bind(now)
@@ -138,7 +146,29 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes the parked events of a customer pending again; answers how many there were.
+    /// Notes the Stripe customer that a stored event turned out to be about, and whom of ours it
+    /// names, where the event itself did not say.
+    pub async fn name_event(
+        &mut self,
+        event_id: &str,
+        stripe_customer_id: &str,
+        customer_id: Option<&str>,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE stripe_events SET stripe_customer_id = COALESCE(stripe_customer_id, $2), \
+             customer_id = COALESCE(customer_id, $3) WHERE event_id = $1",
+        )
+        .bind(event_id)
+        .bind(stripe_customer_id)
+        .bind(customer_id)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Makes the parked events of a customer pending again, as if they had just come; answers how
+    /// many there were. A customer that has a Stripe customer is not helped by events of another
+    /// one that claim to be its own, so those stay.
     pub async fn unpark_events(
         &mut self,
         customer_id: &CustomerId,
@@ -146,8 +176,9 @@ impl Tx {
     ) -> Result<u64> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE stripe_events SET state = 'pending', next_attempt_at_ms = $3, settled_at_ms = NULL \
-             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+            "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, settled_at_ms = NULL \
+             WHERE state = 'parked' AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
@@ -157,18 +188,43 @@ impl Tx {
         Ok(done.rows_affected())
     }
 
-    /// How many events of a customer are parked.
+    /// Settles a customer's parked events that came up to `moment` as applied; answers how many.
+    pub async fn apply_parked_events(
+        &mut self,
+        customer_id: &CustomerId,
+        stripe_customer_id: Option<&str>,
+        moment: Timestamp,
+    ) -> Result<i64> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE stripe_events SET state = 'applied', settled_at_ms = $4, customer_id = $1 \
+             WHERE state = 'parked' AND received_at_ms <= $3 AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
+        )
+        .bind(customer_id.as_str())
+        .bind(stripe_customer_id.unwrap_or_default())
+        .bind(moment.ms())
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
+    }
+
+    /// How many [`Tx::apply_parked_events`] would settle.
     pub async fn parked_events(
         &mut self,
         customer_id: &CustomerId,
         stripe_customer_id: Option<&str>,
+        moment: Timestamp,
     ) -> Result<i64> {
         let row = sqlx::query(
             "SELECT COUNT(*) AS n FROM stripe_events \
-             WHERE state = 'parked' AND (customer_id = $1 OR stripe_customer_id = $2)",
+             WHERE state = 'parked' AND received_at_ms <= $3 AND (stripe_customer_id = $2 \
+             OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
         .bind(stripe_customer_id.unwrap_or_default())
+        .bind(moment.ms())
         .fetch_one(self.connection())
         .await?;
         Ok(row.try_get("n")?)

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Result, Store};
+use super::{Result, Store, Tx};
 use crate::clock::Timestamp;
 
 impl Store {
@@ -40,5 +40,18 @@ impl Store {
             .execute(&self.writers)
             .await?;
         Ok(())
+    }
+}
+
+impl Tx {
+    /// Whether nobody has taken the lease from its holder, be it that its time is up. Asked within
+    /// the transaction that is about to write, so that one who stalled writes nothing stale.
+    pub async fn holds_lease(&mut self, name: &str, holder: &str) -> Result<bool> {
+        let row = sqlx::query("SELECT holder FROM leases WHERE name = $1 AND holder = $2")
+            .bind(name)
+            .bind(holder)
+            .fetch_optional(self.connection())
+            .await?;
+        Ok(row.is_some())
     }
 }

@@ -15,13 +15,16 @@ pub mod plans;
 pub mod usage;
 
 use std::borrow::Cow;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AnyConnection, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, Transaction};
 
 use crate::clock::{Clock, Timestamp};
@@ -183,6 +186,11 @@ impl Store {
         Ok(store)
     }
 
+    /// The SQLite file that [`Store::open`] would create, if it is not there yet.
+    pub fn file_to_create(url: &SecretString) -> Option<PathBuf> {
+        sqlite_path(url.expose_secret()).filter(|path| !path.exists())
+    }
+
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
@@ -195,26 +203,32 @@ impl Store {
             .map_err(|error| StoreError::Unfit(format!("the schema cannot be migrated: {error}")))
     }
 
-    /// Whether the schema is the one this build was made for.
+    /// Whether the schema is the one this build was made for, or a newer one.
     pub async fn is_migrated(&self) -> Result<bool> {
         let applied = sqlx::query("SELECT COUNT(*) AS n FROM _sqlx_migrations")
             .fetch_one(&self.readers)
             .await
             .and_then(|row| row.try_get::<i64, _>("n"));
-        Ok(applied.is_ok_and(|n| usize::try_from(n) == Ok(MIGRATIONS.len())))
+        Ok(applied.is_ok_and(|n| usize::try_from(n).is_ok_and(|n| n >= MIGRATIONS.len())))
     }
 
     /// Makes this process the one that serves from a SQLite file; PostgreSQL needs no such lock.
     pub fn lock_for_serving(&self, url: &SecretString) -> Result<ServeLock> {
         let Some(path) = sqlite_path(url.expose_secret()) else { return Ok(ServeLock(None)) };
-        let refused = |error: &dyn std::fmt::Display| {
-            StoreError::Unfit(format!(
-                "{path} is served by another process already, or its lock cannot be taken ({error})"
-            ))
-        };
-        let file = File::create(format!("{path}.lock")).map_err(|e| refused(&e))?;
-        file.try_lock().map_err(|e| refused(&e))?;
-        Ok(ServeLock(Some(file)))
+        // A link to the file must not lead to another lock.
+        let path = path.canonicalize().unwrap_or(path).display().to_string();
+        let file = File::create(format!("{path}.lock")).map_err(|error| {
+            StoreError::Unfit(format!("{path}.lock cannot be written: {error}"))
+        })?;
+        match file.try_lock() {
+            Ok(()) => Ok(ServeLock(Some(file))),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Unfit(format!(
+                "{path} is served by another process already; several replicas need PostgreSQL"
+            ))),
+            Err(TryLockError::Error(error)) => {
+                Err(StoreError::Unfit(format!("{path}.lock cannot be locked: {error}")))
+            }
+        }
     }
 
     /// Begins a write transaction. It must be run to its end in a task of its own or one that
@@ -227,12 +241,6 @@ impl Store {
             dialect: self.dialect,
             statements: self.statements.clone(),
         })
-    }
-
-    /// Answers if the database does.
-    pub async fn ping(&self) -> Result<()> {
-        self.readers.execute("SELECT 1").await?;
-        Ok(())
     }
 
     pub async fn close(&self) {
@@ -289,7 +297,11 @@ fn migrator() -> Migrator {
             )
         })
         .collect();
-    Migrator::with_migrations(migrations)
+    let mut migrator = Migrator::with_migrations(migrations);
+    // A binary that is rolled back meets a schema newer than its own. Migrations only ever expand
+    // within a release, so it can go on.
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 async fn pool(dialect: Dialect, url: &str, connections: u32) -> Result<AnyPool> {
@@ -328,12 +340,15 @@ fn session_settings(dialect: Dialect) -> &'static [&'static str] {
     }
 }
 
-/// The file of a SQLite URL; `None` for PostgreSQL and for a database in memory.
-fn sqlite_path(url: &str) -> Option<&str> {
+/// The file of a SQLite URL as sqlx will read it; `None` for PostgreSQL and for a database in
+/// memory.
+fn sqlite_path(url: &str) -> Option<PathBuf> {
     let rest = url.strip_prefix("sqlite:")?;
-    let path = rest.strip_prefix("//").unwrap_or(rest);
-    let path = path.split('?').next().unwrap_or(path);
-    (!path.is_empty() && path != ":memory:").then_some(path)
+    if rest.trim_start_matches('/').starts_with(":memory:") || url.contains("mode=memory") {
+        return None;
+    }
+    let options = SqliteConnectOptions::from_str(url).ok()?;
+    Some(options.get_filename().to_owned())
 }
 
 /// SQLite creates the file only if the URL asks for it.
@@ -349,10 +364,13 @@ fn connection_url(url: &str) -> String {
 fn private_file(url: &str) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let Some(path) = sqlite_path(url) else { return Ok(()) };
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::Unfit(format!("{path} cannot be created: {error}"))),
+        Err(error) => {
+            let path = path.display();
+            Err(StoreError::Unfit(format!("{path} cannot be created: {error}")))
+        }
     }
 }
 

@@ -37,7 +37,6 @@ pub struct NewMeterEvent {
     pub identifier: String,
     pub idempotency_key: String,
     pub counter: CounterKey,
-    pub event_name: String,
     pub stripe_customer_id: String,
     pub window: OpenWindow,
     /// Decides the billing period at Stripe, so it lies in the counter's own.
@@ -68,6 +67,52 @@ impl Store {
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(read).collect()
+    }
+
+    /// A customer's meter events that wait to be sent, the oldest usage first, at most `limit`.
+    pub async fn oldest_pending_of(
+        &self,
+        customer_id: &CustomerId,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND customer_id = $1 \
+             ORDER BY timestamp_ms, identifier LIMIT $2",
+        )
+        .bind(customer_id.as_str())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A customer's units that wait to be sent.
+    pub async fn pending_units_of(&self, customer_id: &CustomerId) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM meter_events \
+             WHERE state = 'pending' AND customer_id = $1",
+        )
+        .bind(customer_id.as_str())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("v")?)
+    }
+
+    /// How many meter events [`Tx::unpark_meter_events`] would put back.
+    pub async fn parked_meter_events_of(
+        &self,
+        customer_id: &CustomerId,
+        in_doubt_before: Timestamp,
+    ) -> Result<i64> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
+             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+        )
+        .bind(customer_id.as_str())
+        .bind(in_doubt_before.ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("n")?)
     }
 
     /// A customer's meter events, or all, in one state or any; the newest first.
@@ -104,7 +149,7 @@ impl Tx {
         .bind(&event.idempotency_key)
         .bind(event.counter.customer_id.as_str())
         .bind(event.counter.feature_id.as_str())
-        .bind(&event.event_name)
+        .bind(&event.window.meter)
         .bind(&event.stripe_customer_id)
         .bind(event.window.value)
         .bind(event.timestamp.ms())
@@ -205,23 +250,6 @@ impl Tx {
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected())
-    }
-
-    /// How many meter events [`Tx::unpark_meter_events`] would put back.
-    pub async fn parked_meter_events(
-        &mut self,
-        customer_id: &CustomerId,
-        in_doubt_before: Timestamp,
-    ) -> Result<i64> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
-        )
-        .bind(customer_id.as_str())
-        .bind(in_doubt_before.ms())
-        .fetch_one(self.connection())
-        .await?;
-        Ok(row.try_get("n")?)
     }
 }
 

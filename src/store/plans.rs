@@ -54,28 +54,34 @@ impl Tx {
     /// Puts a plans file in force and answers its version; the newest one stays as it is if it is
     /// the same file.
     pub async fn activate_plans(&mut self, source: &str) -> Result<i64> {
-        let newest =
-            sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
-                .fetch_optional(self.connection())
-                .await?;
-        let version = match newest {
-            Some(row) if row.try_get::<String, _>("source")? == source => {
-                return Ok(row.try_get("version")?);
-            }
-            Some(row) => row.try_get::<i64, _>("version")? + 1,
-            None => 1,
-        };
         let now = self.now;
-        // Two replicas that start at once may both try; the second one's insert fails and its
-        // start is tried again by whoever supervises it.
-        sqlx::query(
-            "INSERT INTO plan_versions (version, source, activated_at_ms) VALUES ($1, $2, $3)",
-        )
-        .bind(version)
-        .bind(source)
-        .bind(now.ms())
-        .execute(self.connection())
-        .await?;
-        Ok(version)
+        loop {
+            let newest = sqlx::query(
+                "SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1",
+            )
+            .fetch_optional(self.connection())
+            .await?;
+            let version = match newest {
+                Some(row) if row.try_get::<String, _>("source")? == source => {
+                    return Ok(row.try_get("version")?);
+                }
+                Some(row) => row.try_get::<i64, _>("version")? + 1,
+                None => 1,
+            };
+            let done = sqlx::query(
+                "INSERT INTO plan_versions (version, source, activated_at_ms) VALUES ($1, $2, $3) \
+                 ON CONFLICT (version) DO NOTHING",
+            )
+            .bind(version)
+            .bind(source)
+            .bind(now.ms())
+            .execute(self.connection())
+            .await?;
+            if done.rows_affected() == 1 {
+                return Ok(version);
+            }
+            // Another replica took this version between our two statements, as happens when
+            // several start at once: perhaps with the very same file, so look again.
+        }
     }
 }

@@ -93,6 +93,7 @@ const COUNTER_COLUMNS: &[(&str, Kind)] = &[
     ("open_start_ms", Kind::BigInt),
     ("open_end_ms", Kind::BigInt),
     ("open_units", Kind::BigInt),
+    ("open_meter", Kind::Text),
     ("closed_until_ms", Kind::BigInt),
 ];
 
@@ -135,7 +136,7 @@ impl Statements {
                  WHERE true ON CONFLICT (customer_id, feature_id, series, period_start_ms) DO UPDATE SET \
                  period_end_ms = excluded.period_end_ms, usage_units = excluded.usage_units, reserved_units = excluded.reserved_units, \
                  open_start_ms = excluded.open_start_ms, open_end_ms = excluded.open_end_ms, \
-                 open_units = excluded.open_units, closed_until_ms = excluded.closed_until_ms"
+                 open_units = excluded.open_units, open_meter = excluded.open_meter, closed_until_ms = excluded.closed_until_ms"
             )
             .into(),
         }
@@ -198,6 +199,7 @@ struct CounterRow<'a> {
     open_start_ms: Option<i64>,
     open_end_ms: Option<i64>,
     open_units: Option<i64>,
+    open_meter: Option<&'a str>,
     closed_until_ms: Option<i64>,
 }
 
@@ -351,9 +353,10 @@ impl Tx {
             period_end_ms: period_end.ms(),
             usage_units: counter.usage,
             reserved_units: counter.reserved,
-            open_start_ms: counter.open.map(|open| open.start.ms()),
-            open_end_ms: counter.open.map(|open| open.end.ms()),
-            open_units: counter.open.map(|open| open.value),
+            open_start_ms: counter.open.as_ref().map(|open| open.start.ms()),
+            open_end_ms: counter.open.as_ref().map(|open| open.end.ms()),
+            open_units: counter.open.as_ref().map(|open| open.value),
+            open_meter: counter.open.as_ref().map(|open| open.meter.as_str()),
             closed_until_ms: counter.closed_until.map(Timestamp::ms),
         }));
         sqlx::query(assembled(self.statements.upsert_counters.clone()))
@@ -422,8 +425,11 @@ fn read_counter(row: &AnyRow) -> Result<(CounterKey, Timestamp, Counter)> {
         time_or_none(row, "open_start_ms")?,
         time_or_none(row, "open_end_ms")?,
         row.try_get::<Option<i64>, _>("open_units")?,
+        row.try_get::<Option<String>, _>("open_meter")?,
     ) {
-        (Some(start), Some(end), Some(value)) => Some(OpenWindow { start, end, value }),
+        (Some(start), Some(end), Some(value), Some(meter)) => {
+            Some(OpenWindow { start, end, value, meter })
+        }
         _ => None,
     };
     let counter = Counter {

@@ -89,7 +89,7 @@ impl Stripe {
         let items = every_page(&self.transport, found.items, next).await?;
         Ok(Subscription {
             stripe_customer_id: found.customer.id().as_str().to_owned(),
-            status: status_from(found.status.as_str()),
+            status: SubscriptionStatus::from(found.status.as_str()),
             items: items.into_iter().map(item_from).collect(),
             created_at: Timestamp::from_seconds(found.created),
             billing_cycle_anchor: Timestamp::from_seconds(found.billing_cycle_anchor),
@@ -162,21 +162,6 @@ fn customer_from(found: RetrieveCustomerReturned) -> StripeCustomer {
             name: None,
             tollgate_customer_id: None,
         },
-    }
-}
-
-/// Stripe's words are kept where this build does not know them.
-fn status_from(status: &str) -> SubscriptionStatus {
-    match status {
-        "trialing" => SubscriptionStatus::Trialing,
-        "active" => SubscriptionStatus::Active,
-        "past_due" => SubscriptionStatus::PastDue,
-        "unpaid" => SubscriptionStatus::Unpaid,
-        "paused" => SubscriptionStatus::Paused,
-        "canceled" => SubscriptionStatus::Canceled,
-        "incomplete" => SubscriptionStatus::Incomplete,
-        "incomplete_expired" => SubscriptionStatus::IncompleteExpired,
-        other => SubscriptionStatus::Unknown(other.to_owned()),
     }
 }
 
@@ -281,7 +266,7 @@ mod tests {
             ("incomplete", Incomplete),
             ("incomplete_expired", IncompleteExpired),
         ] {
-            assert_eq!(status_from(word), status);
+            assert_eq!(SubscriptionStatus::from(word), status);
         }
     }
 

@@ -115,7 +115,7 @@ impl FakeStripe {
     pub fn stripe(&self) -> Stripe {
         let patience = Patience {
             connect: Duration::from_secs(5),
-            attempt: Duration::from_millis(500),
+            attempt: Duration::from_secs(3),
             first_pause: Duration::from_millis(1),
         };
         let key = SecretString::from("sk_test_fake");

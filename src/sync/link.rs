@@ -7,7 +7,7 @@ use crate::gate::windows;
 use crate::store::{StoreError, Tx};
 
 /// The type of the inbox's own event: a customer was tied to its Stripe customer by hand, and may
-/// have had a subscription long before.
+/// have had a subscription long before. It names the customer, whatever it is tied to by then.
 pub const LINKED: &str = "tollgate.customer.linked";
 
 /// Why a link was not made.

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::customer::Customer;
+use crate::domain::customer::{Customer, Profile, clean_name, is_plausible_email};
 use crate::domain::decision::Standing;
 use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
@@ -23,10 +23,11 @@ use crate::domain::subscription::Subscription;
 use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
-use crate::stripe::StripeError;
+use crate::stripe::{StripeError, StripeErrorKind};
 
-/// How long a worker may hold a customer: longer than the slowest fetch from Stripe takes.
-const LEASE: Duration = Duration::from_secs(120);
+/// After this long a worker is taken for dead and another may have its customer. If it only
+/// stalled it finds its lease gone, and writes nothing.
+const LEASE: Duration = Duration::from_secs(60);
 /// How often a sync starts over because the row changed under it.
 const ATTEMPTS: u32 = 3;
 
@@ -67,6 +68,10 @@ pub enum SyncError {
     /// Stripe's state calls for no tier; the old one is kept.
     #[error(transparent)]
     NoTier(#[from] NoTier),
+    /// Not deleted, of which Stripe would tell: never there. The id or the key is of another
+    /// account, which is no reason to take a plan away.
+    #[error("Stripe has no such customer as {stripe_customer_id}")]
+    NoSuchStripeCustomer { stripe_customer_id: String },
     #[error("Stripe did not answer as hoped: {0}")]
     Stripe(#[from] StripeError),
     #[error(transparent)]
@@ -77,56 +82,117 @@ impl SyncError {
     /// Whether the same sync may succeed later without anyone doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Busy | Self::Store(_) => true,
-            Self::Stripe(error) => error.is_transient(),
-            Self::UnknownCustomer | Self::NotConfigured | Self::NoTier(_) => false,
+            Self::Busy | Self::Store(StoreError::Unavailable(_) | StoreError::Conflict { .. }) => {
+                true
+            }
+            // A key can be mended while events wait.
+            Self::NotConfigured => true,
+            Self::Stripe(error) => {
+                error.is_transient() || matches!(error.kind, StripeErrorKind::Unauthorized { .. })
+            }
+            Self::UnknownCustomer
+            | Self::NoTier(_)
+            | Self::NoSuchStripeCustomer { .. }
+            | Self::Store(_) => false,
         }
     }
 }
 
-/// Makes the customer's tier and period equal to Stripe's, and puts back what is parked for it.
+/// Makes the customer's tier and period equal to Stripe's: what a webhook and the clock call for.
+pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
+    let lease = Lease::take(app, id).await?;
+    let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
+    lease.release(app).await?;
+    synced.map(|_| ())
+}
+
+/// All that support can ask for: tier and period made equal to Stripe's, what is parked put back,
+/// usage that is due closed and sent, and an entry in the audit trail. A dry run changes nothing.
 pub async fn sync_customer(
     app: &App,
     id: &CustomerId,
     mode: Mode,
 ) -> Result<SyncReport, SyncError> {
-    let lease = format!("customer:{id}");
-    // Two syncs within one process exclude each other too, so each has a name of its own.
-    let holder = app.entropy.id("sync", app.clock.now());
-    if !app.store.take_lease(&lease, &holder, app.clock.now(), LEASE).await? {
-        return Err(SyncError::Busy);
-    }
-    let synced = sync_under_lease(app, id, mode).await;
-    app.store.release_lease(&lease, &holder).await?;
+    let lease = Lease::take(app, id).await?;
+    let synced = sync_for_support(app, id, mode, &lease).await;
+    lease.release(app).await?;
     synced
 }
 
-async fn sync_under_lease(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
-    let mut report = retry_conflicts(app, id, mode).await?;
-    let waiting = usage::send_all_of(app, id, mode).await?;
-    if waiting > 0 {
-        report.changed = mode == Mode::Apply;
-        report.differences.push(Difference {
-            what: "usage",
-            local: Some(format!("{waiting} units waiting")),
-            stripe: None,
-            action: "sent",
-        });
-    }
-    Ok(report)
+async fn sync_for_support(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+    lease: &Lease,
+) -> Result<SyncReport, SyncError> {
+    let mut differences = retry_conflicts(app, id, Asker::Support(mode), lease).await?;
+    differences.extend(usage::sync_usage(app, id, mode).await?);
+    Ok(SyncReport::new(id, mode, differences))
 }
 
-async fn retry_conflicts(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+impl SyncReport {
+    fn new(id: &CustomerId, mode: Mode, differences: Vec<Difference>) -> Self {
+        Self {
+            customer_id: id.clone(),
+            dry_run: mode == Mode::DryRun,
+            changed: mode == Mode::Apply && !differences.is_empty(),
+            differences,
+        }
+    }
+}
+
+/// The right to write what Stripe says about one customer.
+struct Lease {
+    name: String,
+    /// Two syncs within one process exclude each other too, so each has a name of its own.
+    holder: String,
+}
+
+impl Lease {
+    async fn take(app: &App, id: &CustomerId) -> Result<Self, SyncError> {
+        let now = app.clock.now();
+        let lease = Self { name: format!("customer:{id}"), holder: app.entropy.id("sync", now) };
+        match app.store.take_lease(&lease.name, &lease.holder, now, LEASE).await? {
+            true => Ok(lease),
+            false => Err(SyncError::Busy),
+        }
+    }
+
+    async fn release(self, app: &App) -> Result<(), StoreError> {
+        app.store.release_lease(&self.name, &self.holder).await
+    }
+}
+
+/// Who wants a customer made equal to Stripe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// A webhook or the clock.
+    Daemon,
+    Support(Mode),
+}
+
+async fn retry_conflicts(
+    app: &App,
+    id: &CustomerId,
+    asker: Asker,
+    lease: &Lease,
+) -> Result<Vec<Difference>, SyncError> {
     for _ in 1..ATTEMPTS {
-        match fetch_and_apply(app, id, mode).await {
+        match fetch_and_apply(app, id, asker, lease).await {
             Err(SyncError::Store(StoreError::Conflict { .. })) => {}
             done => return done,
         }
     }
-    fetch_and_apply(app, id, mode).await
+    fetch_and_apply(app, id, asker, lease).await
 }
 
-async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncReport, SyncError> {
+async fn fetch_and_apply(
+    app: &App,
+    id: &CustomerId,
+    asker: Asker,
+    lease: &Lease,
+) -> Result<Vec<Difference>, SyncError> {
+    let fetched_at = app.clock.now();
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     let stripe_state = fetch(app, &before).await?;
     let (plan_version, catalog) = app.plans.active();
@@ -135,20 +201,24 @@ async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncR
     if customer.revision != before.revision {
         return Err(StoreError::Conflict { what: "the customer" }.into());
     }
+    if !tx.holds_lease(&lease.name, &lease.holder).await? {
+        // Whoever has it now may have fetched later than we did.
+        return Err(SyncError::Busy);
+    }
     let after = Customer {
         tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
         profile: stripe_state.fill(customer.profile.clone()),
         ..customer.clone()
     };
     let mut differences = differences(&catalog, &customer, &after);
-    differences.extend(put_back_parked(&mut tx, &after, mode).await?);
-    let report = SyncReport {
-        customer_id: id.clone(),
-        dry_run: mode == Mode::DryRun,
-        changed: mode == Mode::Apply && !differences.is_empty(),
-        differences,
-    };
-    if mode == Mode::Apply && after != customer {
+    if let Asker::Support(mode) = asker {
+        differences.extend(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
+        let report = SyncReport::new(id, mode, differences.clone());
+        let detail = serde_json::to_value(&report).expect("a report is plain JSON");
+        let audit_id = app.entropy.id("aud", tx.now);
+        tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
+    }
+    if asker != Asker::Support(Mode::DryRun) && after != customer {
         tx.update_customer(&after).await?;
         if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
             let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
@@ -159,12 +229,12 @@ async fn fetch_and_apply(app: &App, id: &CustomerId, mode: Mode) -> Result<SyncR
         tracing::info!(
             customer_id = %id,
             plan = after.tier.plan(&catalog).map(|plan| plan.id.as_str()),
-            changes = report.differences.len(),
+            changes = differences.len(),
             "the tier was made equal to Stripe's"
         );
     }
     tx.commit().await?;
-    Ok(report)
+    Ok(differences)
 }
 
 /// What Stripe says about a customer.
@@ -176,12 +246,10 @@ struct StripeState {
 
 impl StripeState {
     /// What the product has not said about its customer is taken from Stripe.
-    fn fill(
-        &self,
-        mut profile: crate::domain::customer::Profile,
-    ) -> crate::domain::customer::Profile {
-        profile.email = profile.email.or_else(|| self.email.clone());
-        profile.name = profile.name.or_else(|| self.name.clone());
+    fn fill(&self, mut profile: Profile) -> Profile {
+        let email = self.email.as_deref().filter(|email| is_plausible_email(email));
+        profile.email = profile.email.or_else(|| email.map(str::to_owned));
+        profile.name = profile.name.or_else(|| clean_name(self.name.as_deref()?));
         profile
     }
 }
@@ -191,13 +259,14 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
     let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
     let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    match stripe.customer(stripe_id).await? {
-        Some(found) if !found.deleted => {
-            let subscriptions = stripe.subscriptions_of(stripe_id).await?;
-            Ok(StripeState { subscriptions, email: found.email, name: found.name })
-        }
-        _ => Ok(none),
+    let Some(found) = stripe.customer(stripe_id).await? else {
+        return Err(SyncError::NoSuchStripeCustomer { stripe_customer_id: stripe_id.clone() });
+    };
+    if found.deleted {
+        return Ok(none);
     }
+    let subscriptions = stripe.subscriptions_of(stripe_id).await?;
+    Ok(StripeState { subscriptions, email: found.email, name: found.name })
 }
 
 /// What changes from one state of a customer to the next, for people to read.
@@ -236,35 +305,25 @@ fn standing_words(standing: Standing) -> String {
     }
 }
 
-/// Makes what is parked for this customer pending again, or only counts it.
-async fn put_back_parked(
+/// Parked webhooks that came before the fetch are applied by it: each only says that something
+/// changed, and what there is now has just been seen.
+async fn settle_parked_webhooks(
     tx: &mut Tx,
     customer: &Customer,
     mode: Mode,
-) -> Result<Vec<Difference>, StoreError> {
+    fetched_at: Timestamp,
+) -> Result<Option<Difference>, StoreError> {
     let stripe_id = customer.stripe_customer_id.as_deref();
-    let in_doubt_before = tx.now.minus(usage::IN_DOUBT_AFTER);
-    let (events, usage) = match mode {
-        Mode::DryRun => (
-            tx.parked_events(&customer.id, stripe_id).await?,
-            tx.parked_meter_events(&customer.id, in_doubt_before).await?,
-        ),
-        Mode::Apply => (
-            i64::try_from(tx.unpark_events(&customer.id, stripe_id).await?).unwrap_or(i64::MAX),
-            i64::try_from(tx.unpark_meter_events(&customer.id, in_doubt_before).await?)
-                .unwrap_or(i64::MAX),
-        ),
+    let parked = match mode {
+        Mode::DryRun => tx.parked_events(&customer.id, stripe_id, fetched_at).await?,
+        Mode::Apply => tx.apply_parked_events(&customer.id, stripe_id, fetched_at).await?,
     };
-    Ok([("parked webhooks", events), ("parked meter events", usage)]
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(what, count)| Difference {
-            what,
-            local: Some(count.to_string()),
-            stripe: None,
-            action: "put back",
-        })
-        .collect())
+    Ok((parked > 0).then(|| Difference {
+        what: "parked webhooks",
+        local: Some(parked.to_string()),
+        stripe: None,
+        action: "applied",
+    }))
 }
 
 /// The mail that tells of an upgrade, about the first feature whose limit it changes.

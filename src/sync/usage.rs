@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Mode;
+use super::{Difference, Mode};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
@@ -20,27 +20,57 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// How many meter events one call sends; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 200;
 
-/// Closes and sends all of a customer's usage that is due, whatever its next attempt was to be.
-/// Answers the units that were waiting; [`Mode::DryRun`] only counts them.
-pub async fn send_all_of(app: &App, id: &CustomerId, mode: Mode) -> Result<i64, StoreError> {
-    if mode == Mode::Apply {
-        windows::close_due_of(app, id).await?;
-    }
-    let rows = app.store.list_meter_events(Some(id.as_str()), Some("pending"), AT_ONCE).await?;
-    let mut waiting: i64 = rows.iter().map(|row| row.units).sum();
-    match (&app.stripe, mode) {
-        (Some(stripe), Mode::Apply) => {
-            for row in rows.iter().rev() {
-                if matches!(send(app, stripe, row).await?, Step::Paused) {
-                    break;
-                }
-            }
+/// Puts back a customer's parked usage, closes and sends all that is due whatever its next attempt
+/// was to be, and answers what came of it; [`Mode::DryRun`] answers what there is to do.
+pub(super) async fn sync_usage(
+    app: &App,
+    id: &CustomerId,
+    mode: Mode,
+) -> Result<Vec<Difference>, StoreError> {
+    let in_doubt_before = app.clock.now().minus(IN_DOUBT_AFTER);
+    let (put_back, units) = match mode {
+        Mode::DryRun => {
+            let waiting = app.store.pending_units_of(id).await?;
+            let to_close = app.store.units_to_close(id, app.clock.now()).await?;
+            (app.store.parked_meter_events_of(id, in_doubt_before).await?, waiting + to_close)
         }
-        (_, Mode::DryRun) => waiting += app.store.units_to_close(id, app.clock.now()).await?,
-        (None, Mode::Apply) => {}
-    }
-    Ok(waiting)
+        Mode::Apply => {
+            windows::close_due_of(app, id).await?;
+            let parked_before = app.store.parked_meter_events_of(id, in_doubt_before).await?;
+            let mut tx = app.store.begin().await?;
+            tx.unpark_meter_events(id, in_doubt_before).await?;
+            tx.commit().await?;
+            let sent = send_all_of(app, id).await?;
+            // What Stripe has refused again is parked again, and nothing was different.
+            let parked_after = app.store.parked_meter_events_of(id, in_doubt_before).await?;
+            (parked_before - parked_after, sent)
+        }
+    };
+    let difference = |what, count: i64, local: String, action| {
+        (count > 0).then_some(Difference { what, local: Some(local), stripe: None, action })
+    };
+    let put_back = difference("parked meter events", put_back, put_back.to_string(), "put back");
+    let sent = difference("usage", units, format!("{units} units waiting"), "sent");
+    Ok(put_back.into_iter().chain(sent).collect())
 }
+
+/// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
+/// units that arrived.
+async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
+    let Some(stripe) = &app.stripe else { return Ok(0) };
+    let mut delivered = 0;
+    for row in app.store.oldest_pending_of(id, AT_ONCE).await? {
+        match send(app, stripe, &row).await? {
+            Step::Settled(SendOutcome::Delivered { .. }) => delivered += row.units,
+            Step::Settled(SendOutcome::Parked { .. }) | Step::Gone => {}
+            Step::Settled(SendOutcome::TryAgain { .. }) | Step::Paused => break,
+        }
+    }
+    Ok(delivered)
+}
+
+/// This many sends in a row that have to wait mean that Stripe is at fault, not they.
+const GIVE_UP_AFTER: u32 = 5;
 
 /// What came of a round of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,19 +78,23 @@ pub struct Sent {
     pub tried: usize,
     pub delivered: usize,
     pub parked: usize,
-    /// Stripe refuses our key or our pace: the rest waits.
+    /// Stripe refuses our key, asks for a slower pace or does not answer: the rest waits.
     pub paused: bool,
 }
 
 /// Sends meter events whose time has come. A customer's refusal parks its own event only.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
-    let mut sent = Sent::default();
+    let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let Some(stripe) = &app.stripe else { return Ok(sent) };
     for row in app.store.pending_meter_events(app.clock.now(), AT_ONCE).await? {
         match send(app, stripe, &row).await? {
-            Step::Settled(SendOutcome::Delivered { .. }) => sent.delivered += 1,
-            Step::Settled(SendOutcome::Parked { .. }) => sent.parked += 1,
-            Step::Settled(SendOutcome::TryAgain { .. }) => {}
+            Step::Settled(SendOutcome::Delivered { .. }) => {
+                (sent.delivered, failed_in_a_row) = (sent.delivered + 1, 0);
+            }
+            Step::Settled(SendOutcome::Parked { .. }) => {
+                (sent.parked, failed_in_a_row) = (sent.parked + 1, 0);
+            }
+            Step::Settled(SendOutcome::TryAgain { .. }) => failed_in_a_row += 1,
             Step::Paused => {
                 sent.paused = true;
                 break;
@@ -68,6 +102,10 @@ pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
             Step::Gone => continue,
         }
         sent.tried += 1;
+        if failed_in_a_row == GIVE_UP_AFTER {
+            sent.paused = true;
+            break;
+        }
     }
     metrics::counter!("tollgate_meter_events_delivered_total").increment(sent.delivered as u64);
     metrics::counter!("tollgate_meter_events_parked_total").increment(sent.parked as u64);

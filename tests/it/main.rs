@@ -4,10 +4,21 @@
 #[macro_use]
 mod harness;
 
+mod api_keys;
+mod bad_input;
+mod cli;
 mod deploy;
+mod gate;
+mod logs;
 mod mail;
 mod notices;
 mod pages;
+mod plans;
+mod process;
+mod sandbox;
 mod simulator;
+mod store;
+mod sync;
 mod tidy;
 mod usage;
+mod webhooks;

@@ -45,52 +45,86 @@ pub(super) struct Sandbox {
     /// Where caught mails lie, one file each.
     pub mail_dir: PathBuf,
     tools: SocketAddr,
-    /// Removed when the sandbox ends.
-    folder: PathBuf,
+    folder: Folder,
 }
 
 pub async fn run(options: Options) -> Result<(), StartError> {
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
-    log_to_stderr(&filter, LogFormat::Text);
+    log_to_stderr(&log_filter()?, LogFormat::Text);
+    let told_to_stop = told_to_stop()?;
+    tokio::pin!(told_to_stop);
     let sandbox = Sandbox::start(&options).await?;
     sandbox.print_addresses();
-    let told = story::tell(&sandbox).await;
+    let told = tokio::select! {
+        told = story::tell(&sandbox) => told,
+        () = &mut told_to_stop => {
+            sandbox.stop().await?;
+            let cut_short = anyhow::anyhow!("stopped before the story's end");
+            return if options.exit { Err(cut_short.into()) } else { Ok(()) };
+        }
+    };
     match &told {
         Ok(()) => println!("\nEvery step was seen to happen."),
         Err(error) => println!("\nThe story broke off: {error:#}"),
     }
     if !options.exit {
         sandbox.print_invitation();
-        told_to_stop().await?;
+        told_to_stop.await;
     }
     sandbox.stop().await?;
     Ok(told?)
+}
+
+/// Errors alone, so that the story can be read, unless `RUST_LOG` wants more.
+fn log_filter() -> Result<String, StartError> {
+    let Ok(wanted) = std::env::var("RUST_LOG") else { return Ok("error".to_owned()) };
+    let env = BTreeMap::from([("RUST_LOG".to_owned(), wanted)]);
+    let config = Config::load(&env, None);
+    Ok(config.map_err(|mistakes| StartError::Config(mistakes.to_string()))?.log_filter)
+}
+
+/// A folder for what the sandbox keeps, gone when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create(path: PathBuf) -> std::io::Result<Self> {
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::error!(%error, "the sandbox's folder is left behind: {}", self.0.display());
+        }
+    }
 }
 
 impl Sandbox {
     async fn start(options: &Options) -> Result<Self, StartError> {
         let clock = Clock::ahead();
         let entropy = Entropy::system();
-        let folder = std::env::temp_dir().join(entropy.id("tollgate-sandbox", clock.now()));
-        let mail_dir = folder.join("mail");
+        let name = entropy.id("tollgate-sandbox", clock.now());
+        let folder = Folder::create(std::env::temp_dir().join(name))?;
+        let mail_dir = folder.0.join("mail");
         std::fs::create_dir_all(&mail_dir)?;
-        std::fs::write(folder.join("plans.toml"), PLANS)?;
+        std::fs::write(folder.0.join("plans.toml"), PLANS)?;
         let stripe = Simulator::start(SimConfig {
             clock: clock.clone(),
             entropy: entropy.clone(),
             api_key: STRIPE_KEY.to_owned(),
-            listen: address(options, 8081).await,
+            listen: address(options, 8081).await?,
         })
         .await?;
         seed(&stripe)?;
-        let listen = address(options, 8080).await;
-        let config = config(&folder, &mail_dir, &stripe, listen)?;
+        let listen = address(options, 8080).await?;
+        let config = config(&folder.0, &mail_dir, &stripe, listen)?;
         let daemon = start(&config, clock.clone(), entropy, Drive::Loops).await?;
         stripe.add_webhook_endpoint(
             &format!("http://{}/webhooks/stripe", daemon.address),
             WEBHOOK_SECRET,
         );
-        let tools = TcpListener::bind(address(options, 8082).await).await?;
+        let tools = TcpListener::bind(address(options, 8082).await?).await?;
         let tools_address = tools.local_addr()?;
         tokio::spawn(tools::serve(tools, clock.clone(), mail_dir.clone()));
         Ok(Self { daemon, stripe, clock, mail_dir, tools: tools_address, folder })
@@ -126,16 +160,19 @@ impl Sandbox {
     async fn stop(self) -> anyhow::Result<()> {
         self.stripe.stop().await;
         let stopped = self.daemon.stop().await;
-        std::fs::remove_dir_all(&self.folder)?;
+        drop(self.folder);
         stopped
     }
 }
 
-/// The usual port if it is free, else any.
-async fn address(options: &Options, port: u16) -> SocketAddr {
+/// The usual port if it is free, else any that is. Always a number, because links are made of it.
+async fn address(options: &Options, port: u16) -> std::io::Result<SocketAddr> {
     let usual = SocketAddr::from(([127, 0, 0, 1], port));
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    if options.any_port || TcpListener::bind(usual).await.is_err() { any } else { usual }
+    if !options.any_port && TcpListener::bind(usual).await.is_ok() {
+        return Ok(usual);
+    }
+    TcpListener::bind(any).await?.local_addr()
 }
 
 /// What `tollgate stripe push` would have made in a real account.

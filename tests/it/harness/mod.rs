@@ -1,8 +1,12 @@
 //! What the tests stand on: databases to fill and throw away, a mail server, the official Stripe
-//! SDK, and a whole daemon with its surroundings.
+//! SDK, a whole daemon with its surroundings, and the built program as a process of its own.
 
+pub mod load;
 #[macro_use]
 pub mod postgres;
+pub mod process;
 pub mod sdk;
 pub mod smtp_sink;
+pub mod sql;
+pub mod webhooks;
 pub mod world;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tollgate::cli::start::{Drive, Running, start};
+use tollgate::cli::start::{Drive, Running, StartError, start};
 use tollgate::clock::{Clock, Timestamp};
 use tollgate::config::Config;
 use tollgate::domain::usage::MAX_QUANTITY;
@@ -141,6 +141,18 @@ impl World {
         self.config = config(&self.database_url, &self.sim, &self.mail, &self.files, changes);
         self.config.listen = listen;
         self.boot().await;
+    }
+
+    /// Stops the daemon in good order; [`World::try_boot`] starts it again.
+    pub async fn stop(&mut self) {
+        self.running().stop().await.expect("the daemon stops in good order");
+    }
+
+    /// Starts the daemon, which may refuse.
+    pub async fn try_boot(&mut self) -> Result<(), StartError> {
+        let clock = self.clock.clone();
+        self.running = Some(start(&self.config, clock, Entropy::system(), Drive::Steps).await?);
+        Ok(())
     }
 
     /// Restarts with the jobs in their own loops, which follow the clock by themselves.
@@ -387,7 +399,8 @@ fn config(
     Config::load(&env, None).unwrap_or_else(|mistakes| panic!("{mistakes}"))
 }
 
-async fn reply(response: reqwest::Response) -> Reply {
+/// Reads a response whole.
+pub async fn reply(response: reqwest::Response) -> Reply {
     let status = response.status().as_u16();
     let text = response.text().await.expect("a whole body");
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));

@@ -1,0 +1,215 @@
+//! Plans that change under a running daemon: whole or not at all, and the same on every replica.
+
+use serde_json::{Value, json};
+use tollgate::cli::start::{Drive, Running, StartError, start};
+use tollgate::clock::Clock;
+use tollgate::config::Config;
+use tollgate::entropy::Entropy;
+use tollgate::jobs::Job;
+
+use crate::harness::postgres::TestDb;
+use crate::harness::process::{Machine, wait_for};
+use crate::harness::world::{ADMIN_TOKEN, World};
+
+const EXAMPLE: &str = include_str!("../../plans.example.toml");
+
+/// The example with another number for Starter.
+fn starter_grants(runs: i64) -> String {
+    let changed = EXAMPLE.replace("granted = 200,", &format!("granted = {runs},"));
+    assert_ne!(changed, EXAMPLE);
+    changed
+}
+
+/// The example without Pro.
+fn without_pro() -> String {
+    let (before, rest) = EXAMPLE.split_once("[[plans]]\nid = \"pro\"").expect("Pro is there");
+    let (_, after) = rest.split_once("[[plans]]").expect("Team follows");
+    let plans = format!("{before}[[plans]]{after}");
+    plans.replace("upgrade_to = \"pro\"", "upgrade_to = \"team\"").replace("pro = \"5.00\", ", "")
+}
+
+async fn granted(world: &World) -> i64 {
+    world.check("acme").await["balance"]["granted"].as_i64().expect("a number")
+}
+
+/// Runs the job once; the error is what its status would say.
+async fn reload(world: &World) -> Result<usize, String> {
+    let step = Job::ReloadPlans.step(world.app()).await;
+    step.map(|progress| progress.done).map_err(|error| format!("{error:#}"))
+}
+
+both_databases! {
+    async fn a_changed_file_is_in_force_and_old_answers_stay_as_they_were(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let body = json!({
+            "customer_id": "acme", "feature_id": "ai_runs", "send_event": true,
+            "idempotency_key": "first",
+        });
+        let first = world.call("POST", "/v1/check", &body).await.ok();
+        std::fs::write(world.plans_file(), starter_grants(3)).unwrap();
+        assert_eq!(granted(&world).await, 200);
+        assert_eq!(reload(&world).await, Ok(1));
+        assert_eq!(granted(&world).await, 3);
+        assert_eq!(reload(&world).await, Ok(0), "nothing has changed since");
+        assert_eq!(world.call("POST", "/v1/check", &body).await.ok(), first);
+    }
+
+    async fn a_broken_file_keeps_the_old_plans_and_says_why(db: TestDb) {
+        let mut world = World::start(&db).await;
+        world.customer("acme").await;
+        let broken = starter_grants(3).replace("rank = 2", "rank = \"high\"");
+        std::fs::write(world.plans_file(), broken).unwrap();
+        let why = reload(&world).await.unwrap_err();
+        let place = format!("{}:47: plans.pro.rank", world.plans_file().display());
+        assert!(why.contains(&place), "{why}");
+        assert_eq!(granted(&world).await, 200);
+        std::fs::remove_file(world.plans_file()).unwrap();
+        assert!(reload(&world).await.unwrap_err().contains("cannot be read"));
+        std::fs::write(world.plans_file(), starter_grants(4)).unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+        assert_eq!(granted(&world).await, 4);
+        world.restart().await;
+        assert_eq!(granted(&world).await, 4);
+    }
+
+    async fn a_plan_in_use_cannot_be_taken_away(db: TestDb) {
+        let mut world = World::start(&db).await;
+        world.customer("acme").await;
+        let stripe_id = world.link("acme").await;
+        let subscription = world.subscribe(&stripe_id, "pro_monthly").await;
+        std::fs::write(world.plans_file(), without_pro()).unwrap();
+        let why = reload(&world).await.unwrap_err();
+        assert!(why.ends_with("lacks plans that customers are on: pro"), "{why}");
+        assert_eq!(world.check("acme").await["plan_id"], "pro");
+
+        // Nor by a restart, and the refused one must leave nothing in force.
+        let (version, _) = world.app().plans.active();
+        world.stop().await;
+        let refused = format!("{:?}", world.try_boot().await.unwrap_err());
+        assert!(refused.contains("TOLLGATE_PLANS: ") && refused.contains("pro"), "{refused}");
+        std::fs::write(world.plans_file(), EXAMPLE).unwrap();
+        world.try_boot().await.unwrap();
+        assert_eq!(world.app().plans.active().0, version);
+
+        std::fs::write(world.plans_file(), without_pro()).unwrap();
+        world.change_price_quietly(&subscription, "team_monthly").await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        assert_eq!(reload(&world).await, Ok(1), "nobody is on Pro any more");
+    }
+}
+
+// --- replicas ----------------------------------------------------------------------------------
+
+/// Another daemon on the world's database, with a plans file of its own.
+async fn replica(world: &World, plans: &std::path::Path) -> Result<Running, StartError> {
+    let mut config = world.config.clone();
+    config.listen.set_port(0);
+    config.plans_path = plans.to_owned();
+    start(&config, world.clock.clone(), Entropy::system(), Drive::Steps).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_follows_the_database_even_when_its_own_file_is_broken() {
+    let db = TestDb::postgres().await;
+    let world = World::start(&db).await;
+    world.customer("acme").await;
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("plans.toml");
+    std::fs::write(&own, EXAMPLE).unwrap();
+    let other = replica(&world, &own).await.unwrap();
+
+    std::fs::write(&own, starter_grants(3)).unwrap();
+    Job::ReloadPlans.step(&other.app).await.unwrap();
+    std::fs::write(world.plans_file(), "default_plan = ").unwrap();
+    let why = reload(&world).await.unwrap_err();
+    assert!(why.contains("plans.toml:1"), "{why}");
+    assert_eq!(granted(&world).await, 3);
+
+    // The same file arriving here later changes nothing.
+    std::fs::write(world.plans_file(), starter_grants(3)).unwrap();
+    reload(&world).await.unwrap();
+    assert_eq!(world.app().plans.active().0, other.app.plans.active().0);
+    other.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_start_changes_nothing_for_the_replicas_that_run() {
+    let db = TestDb::postgres().await;
+    let world = World::start(&db).await;
+    world.customer("acme").await;
+    let stripe_id = world.link("acme").await;
+    world.subscribe(&stripe_id, "pro_monthly").await;
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("plans.toml");
+    std::fs::write(&own, without_pro()).unwrap();
+    let Err(StartError::Config(why)) = replica(&world, &own).await else {
+        panic!("a plan in use was taken away");
+    };
+    assert!(why.starts_with("TOLLGATE_PLANS: "), "{why}");
+    assert_eq!(reload(&world).await, Ok(0));
+    assert_eq!(world.check("acme").await["plan_id"], "pro");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_at_once_agree_on_a_new_file() {
+    let db = TestDb::postgres().await;
+    let folder = tempfile::tempdir().unwrap();
+    let plans = folder.path().join("plans.toml");
+    // The first round begins with an empty database, which they all want to migrate.
+    for round in 1..=5 {
+        std::fs::write(&plans, starter_grants(round)).unwrap();
+        let starts = (0..4).map(|_| {
+            let config = config(&db, &plans);
+            tokio::spawn(async move {
+                start(&config, Clock::system(), Entropy::system(), Drive::Steps).await
+            })
+        });
+        let mut versions = Vec::new();
+        for start in starts.collect::<Vec<_>>() {
+            let running = start.await.unwrap().expect("it starts");
+            versions.push(running.app.plans.active().0);
+            running.stop().await.unwrap();
+        }
+        assert_eq!(versions, [round; 4]);
+    }
+}
+
+fn config(db: &TestDb, plans: &std::path::Path) -> Config {
+    let env = [
+        ("DATABASE_URL", db.url.as_str()),
+        ("TOLLGATE_LISTEN", "127.0.0.1:0"),
+        ("TOLLGATE_PLANS", plans.to_str().expect("a path of UTF-8")),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Config::load(&env.into(), None).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+}
+
+// --- the loop ----------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_daemon_notices_by_itself_and_its_status_says_what_is_wrong() {
+    let db = TestDb::sqlite();
+    let machine = Machine::on(&db);
+    let daemon = machine.serve().await;
+    machine.write("plans.toml", &starter_grants(3).replace("[[plans]]", "[[plan]]"));
+    wait_for("the status says what is wrong", async || {
+        let path = "/admin/api/v1/jobs";
+        let jobs = daemon.api.call_as(ADMIN_TOKEN, "GET", path, &Value::Null).await.unwrap().ok();
+        let jobs = jobs["data"].as_array().unwrap();
+        let job = jobs.iter().find(|job| job["job"] == "reload_plans").expect("the job");
+        let note = job["note"].as_str().unwrap_or_default();
+        (job["ok"] == false && note.contains("plans.toml:")).then_some(())
+    })
+    .await;
+    machine.write("plans.toml", &starter_grants(3));
+    let body = json!({
+        "customer_id": "acme", "feature_id": "ai_runs", "customer_data": {"name": "Acme"},
+    });
+    wait_for("the mended file is in force", async || {
+        let answer = daemon.api.ok("POST", "/v1/check", &body).await;
+        (answer["balance"]["granted"] == 3).then_some(())
+    })
+    .await;
+    daemon.stop().await;
+}
