@@ -129,11 +129,10 @@ both_databases! {
             jobs.iter().any(|row| row["job"] == "deliver_notices" && row["ok"] == true
                 && row["last_run_at"].is_string())
         };
-        let mut seconds = 0;
-        while !ran(ten_seconds(&world).await) {
-            seconds += 10;
-            assert!(seconds < 600, "a job of every minute never ran");
-        }
+        // The clock may be faster than the job, so it is machine time that must not run out.
+        let done = async { while !ran(ten_seconds(&world).await) {} };
+        let in_time = tokio::time::timeout(Duration::from_secs(20), done).await;
+        in_time.expect("a job of every minute runs");
         let lease = ("job:deliver_notices", "another replica");
         let free = world.app().store.take_lease(lease.0, lease.1, world.now(), MINUTE).await;
         assert!(free.unwrap());
