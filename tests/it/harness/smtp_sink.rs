@@ -63,6 +63,7 @@ struct State {
     fault: Option<Fault>,
     mails: Vec<SinkMail>,
     connections: usize,
+    silent: usize,
     logins: Vec<(String, String)>,
 }
 
@@ -118,6 +119,11 @@ impl SmtpSink {
     /// How many connections were ever made.
     pub fn connections(&self) -> usize {
         self.state.lock().unwrap().connections
+    }
+
+    /// How many sessions have fallen silent on their client.
+    pub fn silent(&self) -> usize {
+        self.state.lock().unwrap().silent
     }
 
     /// User and password of every successful login.
@@ -252,6 +258,7 @@ impl Session {
     }
 
     async fn wait_for_hang_up(&mut self) -> std::io::Result<()> {
+        self.state.lock().unwrap().silent += 1;
         let mut ignored = Vec::new();
         self.stream.read_to_end(&mut ignored).await.map(drop)
     }
