@@ -27,6 +27,8 @@ const GIVE_UP_AFTER: u32 = 3;
 /// Whom an event concerns.
 enum Concerned {
     Customer(CustomerId),
+    /// Someone who is not known yet, or not tied yet; says so for people.
+    Nobody(String),
     Settled(EventOutcome),
 }
 
@@ -38,6 +40,7 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     for event in events {
         match concerned(app, &event).await {
             Ok(Concerned::Customer(id)) => by_customer.entry(id).or_default().push(event),
+            Ok(Concerned::Nobody(reason)) => park_until_known(app, &event, reason).await?,
             Ok(Concerned::Settled(outcome)) => {
                 settle(app, None, &[event], |_| outcome.clone()).await?;
             }
@@ -127,11 +130,14 @@ async fn customer_of(
     // For the parked: whoever creates or links this customer must find it.
     note_names(app, event, stripe_id, named.as_deref()).await?;
     let Some(id) = named.and_then(|id| id.parse::<CustomerId>().ok()) else {
-        return Ok(parked("no customer is tied to its Stripe customer"));
+        return Ok(Concerned::Nobody("no customer is tied to its Stripe customer".to_owned()));
     };
     match link_from_stripe(app, &id, stripe_id).await {
         Ok(()) => Ok(Concerned::Customer(id)),
         Err(LinkError::Store(error)) => Err(error.into()),
+        Err(error @ LinkError::UnknownCustomer) => {
+            Ok(Concerned::Nobody(format!("it cannot be tied to customer {id}: {error}")))
+        }
         Err(error) => Ok(parked(&format!("it cannot be tied to customer {id}: {error}"))),
     }
 }
@@ -190,6 +196,29 @@ fn next_wait(earlier: i64) -> Option<Duration> {
     (earlier + 1 < MAX_ATTEMPTS).then_some(wait)
 }
 
+/// Parks an event until its customer is created or tied, which puts it back. Whoever did that
+/// while we looked found nothing parked yet, so we look once more.
+async fn park_until_known(
+    app: &App,
+    event: &StoredEvent,
+    reason: String,
+) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    let parked = EventOutcome::Parked { reason: reason.clone() };
+    tx.settle_event(&event.event_id, None, &parked).await?;
+    let known = tx.unpark_if_known(&event.event_id).await?;
+    tx.commit().await?;
+    if !known {
+        note_parked(event, &reason);
+    }
+    Ok(())
+}
+
+fn note_parked(event: &StoredEvent, reason: &str) {
+    tracing::warn!(event_id = event.event_id, reason, "a webhook is parked");
+    metrics::counter!("tollgate_webhooks_parked_total").increment(1);
+}
+
 /// Settles events, found to concern `customer_id` or nobody known.
 async fn settle(
     app: &App,
@@ -201,8 +230,7 @@ async fn settle(
     for event in events {
         let outcome = outcome(event);
         if let EventOutcome::Parked { reason } = &outcome {
-            tracing::warn!(event_id = event.event_id, reason, "a webhook is parked");
-            metrics::counter!("tollgate_webhooks_parked_total").increment(1);
+            note_parked(event, reason);
         }
         tx.settle_event(&event.event_id, customer_id, &outcome).await?;
     }

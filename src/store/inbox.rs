@@ -168,7 +168,8 @@ impl Tx {
 
     /// Makes the parked events of a customer pending again, as if they had just come; answers how
     /// many there were. A customer that has a Stripe customer is not helped by events of another
-    /// one that claim to be its own, so those stay.
+    /// one that claim to be its own, so those stay. Pending ones are touched too: a worker that is
+    /// about to park one for want of this customer then waits for us and looks again.
     pub async fn unpark_events(
         &mut self,
         customer_id: &CustomerId,
@@ -177,7 +178,7 @@ impl Tx {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, settled_at_ms = NULL \
-             WHERE state = 'parked' AND (stripe_customer_id = $2 \
+             WHERE state IN ('parked', 'pending') AND (stripe_customer_id = $2 \
              OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
@@ -186,6 +187,23 @@ impl Tx {
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected())
+    }
+
+    /// Makes an event that was just parked for want of its customer pending again if that customer
+    /// came to be in the meantime; answers whether it did.
+    pub async fn unpark_if_known(&mut self, event_id: &str) -> Result<bool> {
+        let now = self.now.ms();
+        let done = sqlx::query(
+            "UPDATE stripe_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL \
+             WHERE event_id = $1 AND state = 'parked' AND EXISTS (SELECT 1 FROM customers AS c \
+             WHERE c.deleted_at_ms IS NULL AND (c.stripe_customer_id = stripe_events.stripe_customer_id \
+             OR c.customer_id = stripe_events.customer_id AND c.stripe_customer_id IS NULL))",
+        )
+        .bind(event_id)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Settles a customer's parked events that came up to `moment` as applied; answers how many.

@@ -234,6 +234,43 @@ both_databases! {
         assert_eq!(store.list_events(None, None, 9).await.unwrap(), listed);
     }
 
+    async fn an_event_parked_while_its_customer_comes_to_be_is_put_back(db: TestDb) {
+        let store = open(&db).await;
+        let parked = EventOutcome::Parked { reason: "nobody's".to_owned() };
+        for (event_id, stripe_id, named) in [("evt_1", Some("cus_1"), None), ("evt_2", None, Some("acme"))] {
+            let mut tx = store.begin().await.unwrap();
+            tx.insert_event(event_id, "invoice.paid", stripe_id, named, "{}").await.unwrap();
+            tx.commit().await.unwrap();
+            // Whoever makes or ties the customer finds nothing parked yet.
+            let mut maker = store.begin().await.unwrap();
+            let customer = Customer {
+                stripe_customer_id: stripe_id.map(str::to_owned), ..customer()
+            };
+            assert!(maker.insert_customer(&customer).await.unwrap());
+            assert_eq!(maker.unpark_events(&acme(), stripe_id).await.unwrap(), 1);
+            // The worker, which looked before, parks it now: before or after the other is through.
+            let worker = tokio::spawn({
+                let (store, parked) = (store.clone(), parked.clone());
+                async move {
+                    let mut tx = store.begin().await.unwrap();
+                    tx.settle_event(event_id, None, &parked).await.unwrap();
+                    assert!(tx.unpark_if_known(event_id).await.unwrap());
+                    tx.commit().await.unwrap();
+                }
+            });
+            tokio::task::yield_now().await;
+            maker.commit().await.unwrap();
+            worker.await.unwrap();
+            assert_eq!(store.pending_events(now(), 9).await.unwrap().len(), 1, "{event_id}");
+            // Without its customer it stays parked.
+            let mut tx = store.begin().await.unwrap();
+            tx.delete_customer(&acme()).await.unwrap();
+            tx.settle_event(event_id, None, &parked).await.unwrap();
+            assert!(!tx.unpark_if_known(event_id).await.unwrap());
+            tx.commit().await.unwrap();
+        }
+    }
+
     async fn the_outbox_keeps_sends_and_settles(db: TestDb) {
         let store = open(&db).await;
         let event = NewMeterEvent {
