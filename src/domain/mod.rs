@@ -2,6 +2,7 @@
 
 pub mod ids;
 pub mod money;
+pub mod run;
 pub mod plan;
 pub mod period;
 pub mod usage;

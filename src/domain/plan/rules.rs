@@ -8,6 +8,7 @@ use super::Interval;
 use super::reader::Rule;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, parse_decimal};
+use crate::domain::run;
 
 /// How many decimals a price per million tokens or a number of credits may have.
 const RATE_DECIMALS: u32 = 6;
@@ -27,12 +28,8 @@ pub(super) const PLAN_ID: Rule<PlanId> =
 const ID_WANTED: &str = "1 to 64 of the characters a-z, 0-9, _ and -";
 
 pub(super) const MODEL_NAME: Rule<String> = Rule {
-    wanted: "1 to 100 printable ASCII characters without spaces",
-    read: |value| {
-        let text = value.as_str()?;
-        let fits = (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        fits.then(|| text.to_owned())
-    },
+    wanted: run::MODEL_NAME_WANTED,
+    read: |value| value.as_str().filter(|text| run::is_model_name(text)).map(str::to_owned),
 };
 
 pub(super) const NAME: Rule<String> = Rule {
