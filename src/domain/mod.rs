@@ -6,6 +6,7 @@ pub mod run;
 pub mod plan;
 pub mod period;
 pub mod usage;
+pub mod credit;
 pub mod decision;
 pub mod subscription;
 pub mod customer;

@@ -29,7 +29,7 @@ pub struct Catalog {
     pub models: BTreeMap<String, ModelPrice>,
     /// For features counted in credits: what each model takes. A feature may have a table here
     /// before it is declared in `features`; it takes effect with its declaration.
-    pub credits: BTreeMap<FeatureId, BTreeMap<String, CreditRate>>,
+    pub credits: BTreeMap<FeatureId, CreditTable>,
     /// Length of a metering window: usage becomes one meter event per customer, meter and window.
     pub metering_window: Duration,
     pub schedule: Schedule,
@@ -114,6 +114,16 @@ pub struct ModelPrice {
     pub output_picodollars_per_token: i64,
     /// The price of input if the file gives no other.
     pub cached_input_picodollars_per_token: i64,
+}
+
+/// What the models take of a feature that is counted in credits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CreditTable {
+    /// By the name under which runs report the model.
+    pub rates: BTreeMap<String, CreditRate>,
+    /// What a model without a rate takes: that of the one which the feature names in
+    /// `count_unknown_models_as`. `None` refuses its runs.
+    pub unknown_models: Option<CreditRate>,
 }
 
 /// What a model takes in credits. Nanocredits (10⁻⁹ credits) per token are the same number as

@@ -10,8 +10,8 @@ use super::mistakes::{PlanFileErrors, PlanFileMistake};
 use super::reader::{Found, Node, Place, Reader, Section};
 use super::rules::{self, EnforcementWord};
 use super::{
-    Catalog, CreditRate, Enforcement, Feature, Limit, ModelPrice, Plan, Policy, Price, Schedule,
-    Unlock,
+    Catalog, CreditRate, CreditTable, Enforcement, Feature, Limit, ModelPrice, Plan, Policy, Price,
+    Schedule, Unlock,
 };
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, Money};
@@ -72,12 +72,13 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let features = read_features(reader, &root);
     let drafts = read_plans(reader, &root);
     let models = read_models(reader, &root);
-    let credits = read_credits(reader, &root, &models);
+    let credit_drafts = read_credits(reader, &root, &models);
     let metering_window = read_metering_window(reader, &root);
     let schedule = read_schedule(reader, &root);
     let (policy, overheads) = read_policy(reader, &root);
 
     check_meters(reader, &features);
+    let credits = finish_credits(reader, credit_drafts, &features);
     check_plans(reader, &drafts, &features);
     for plan in default_plan.iter().chain(&overheads) {
         if !names_a_plan(&drafts, &plan.value) {
@@ -100,10 +101,13 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     })
 }
 
+/// A feature as far as it could be read.
+#[derive(Default)]
 struct FeatureDraft {
     name: Option<Found<String>>,
     unit: Option<Found<String>>,
     stripe_meter: Option<Found<String>>,
+    count_unknown_models_as: Option<Found<String>>,
 }
 
 impl FeatureDraft {
@@ -123,15 +127,19 @@ fn read_features(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<FeatureId,
         return features;
     };
     for (id, node) in reader.entries(&node, &rules::FEATURE_ID) {
-        let section = reader.section(&node, &["name", "unit", "stripe_meter"]);
-        let draft = FeatureDraft {
-            name: section.as_ref().and_then(|s| reader.required_value(s, "name", &rules::NAME)),
-            unit: section.as_ref().and_then(|s| reader.required_value(s, "unit", &rules::NAME)),
-            stripe_meter: section
-                .as_ref()
-                .and_then(|s| reader.optional_value(s, "stripe_meter", &rules::METER_NAME)),
-        };
-        features.insert(id, draft);
+        let known = ["name", "unit", "stripe_meter", "count_unknown_models_as"];
+        let section = reader.section(&node, &known);
+        let draft = section.map(|section| FeatureDraft {
+            name: reader.required_value(&section, "name", &rules::NAME),
+            unit: reader.required_value(&section, "unit", &rules::NAME),
+            stripe_meter: reader.optional_value(&section, "stripe_meter", &rules::METER_NAME),
+            count_unknown_models_as: reader.optional_value(
+                &section,
+                "count_unknown_models_as",
+                &rules::MODEL_NAME,
+            ),
+        });
+        features.insert(id, draft.unwrap_or_default());
     }
     features
 }
@@ -368,14 +376,15 @@ fn read_rates(
     Some([input, output, cached_input.map_or(input, |found| found.value)])
 }
 
-type Credits = BTreeMap<FeatureId, BTreeMap<String, CreditRate>>;
+/// A model whose rates could not be read is still known by name.
+type CreditDrafts = BTreeMap<FeatureId, BTreeMap<String, Option<CreditRate>>>;
 
 fn read_credits(
     reader: &mut Reader,
     root: &Section<'_>,
     models: &BTreeMap<String, Option<ModelPrice>>,
-) -> Credits {
-    let mut credits = Credits::new();
+) -> CreditDrafts {
+    let mut credits = CreditDrafts::new();
     let Some(node) = reader.optional(root, "credits") else {
         return credits;
     };
@@ -385,12 +394,37 @@ fn read_credits(
             if !models.contains_key(&model) {
                 reader.wrong(&node.place, "names a model that has no [models] table");
             }
-            if let Some(rate) = read_credit_rate(reader, &model, &node) {
-                rates.insert(model, rate);
-            }
+            let rate = read_credit_rate(reader, &model, &node);
+            rates.insert(model, rate);
         }
     }
     credits
+}
+
+/// Gives each table the rate that its feature names for models the table does not know.
+fn finish_credits(
+    reader: &mut Reader,
+    drafts: CreditDrafts,
+    features: &BTreeMap<FeatureId, FeatureDraft>,
+) -> BTreeMap<FeatureId, CreditTable> {
+    let mut stand_ins = BTreeMap::new();
+    for (id, feature) in features {
+        let Some(model) = &feature.count_unknown_models_as else { continue };
+        match drafts.get(id).and_then(|rates| rates.get(&model.value)) {
+            Some(rate) => _ = stand_ins.insert(id, *rate),
+            None => {
+                let name = &model.value;
+                let wanted = format!("must be a model of [credits.{id}]; there is no \"{name}\"");
+                reader.wrong(&model.place, wanted);
+            }
+        }
+    }
+    let finish = |(id, rates): (FeatureId, BTreeMap<String, Option<CreditRate>>)| {
+        let unknown_models = stand_ins.get(&id).copied().flatten();
+        let rates = rates.into_iter().filter_map(|(model, rate)| Some((model, rate?))).collect();
+        (id, CreditTable { rates, unknown_models })
+    };
+    drafts.into_iter().map(finish).collect()
 }
 
 fn read_credit_rate(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<CreditRate> {

@@ -96,7 +96,7 @@ fn the_examples_costs_and_policies_are_exact() {
         }
     );
     assert_eq!(
-        catalog.credits["ai_credits"]["claude-haiku"],
+        catalog.credits["ai_credits"].rates["claude-haiku"],
         CreditRate {
             input_nanocredits_per_token: 200_000,
             output_nanocredits_per_token: 1_000_000,
@@ -164,7 +164,7 @@ fn unknown_keys_are_named_with_their_line_and_the_key_that_was_meant() {
     );
     assert_eq!(
         complaint("unit =", "colour = 1\nunit ="),
-        "3: features.runs.colour: is not a known key; known here: name, unit, stripe_meter"
+        "3: features.runs.colour: is not a known key; known here: name, unit, stripe_meter, count_unknown_models_as"
     );
     assert_eq!(
         complaint_before("defualt_plan = \"free\""),
@@ -421,6 +421,37 @@ fn costs_are_checked() {
         (1_000_000_000_000, 1)
     );
     assert_eq!(model.cached_input_picodollars_per_token, model.input_picodollars_per_token);
+}
+
+#[test]
+fn models_without_credits_count_as_the_one_that_the_feature_names() {
+    let credits = "[models.m]\ninput = \"1\"\noutput = \"1\"\n[credits.runs]\nm = { per_1k_input = \"1\", per_1k_output = \"2\" }\n";
+    let unit = "unit = \"run\"";
+    let counted_as = |model: &str| format!("{unit}\ncount_unknown_models_as = {model}");
+    let named = changed(SMALL, unit, &counted_as("\"m\"")) + credits;
+    let table = &Catalog::parse(&named).unwrap().credits["runs"];
+    assert_eq!(table.unknown_models, Some(table.rates["m"]));
+    let silent = Catalog::parse(&(SMALL.to_owned() + credits)).unwrap();
+    assert_eq!(silent.credits["runs"].unknown_models, None);
+
+    let key = "plans.toml:4: features.runs.count_unknown_models_as";
+    let unknown = changed(SMALL, unit, &counted_as("\"n\"")) + credits;
+    assert_eq!(
+        mistakes(&unknown),
+        format!("{key}: must be a model of [credits.runs]; there is no \"n\"")
+    );
+    let nowhere = changed(SMALL, unit, &counted_as("\"m\""));
+    assert_eq!(
+        mistakes(&nowhere),
+        format!("{key}: must be a model of [credits.runs]; there is no \"m\"")
+    );
+    let no_name = changed(SMALL, unit, &counted_as("\"\""));
+    assert_eq!(
+        mistakes(&no_name),
+        format!("{key}: must be 1 to 100 printable ASCII characters without spaces")
+    );
+    let bad_rate = changed(&named, "per_1k_input = \"1\"", "per_1k_input = 1");
+    assert_eq!(mistakes(&bad_rate).lines().count(), 1, "{}", mistakes(&bad_rate));
 }
 
 #[test]
