@@ -132,6 +132,14 @@ fn the_nudge_says_what_got_done_and_the_way_up() {
 }
 
 #[test]
+fn a_nudge_beyond_a_soft_limit_says_so_and_its_bar_is_full() {
+    let beyond = UsageFacts { percent: 250, ..usage(500, 14) };
+    let mail = render(&NoticeMail::UsageNudge(beyond));
+    assert_eq!(mail.subject, "You've used 250% of your AI runs this month.");
+    assert!(mail.html.contains(r#"class="fill" width="100%""#), "{}", mail.html);
+}
+
+#[test]
 fn the_cap_mail_adds_the_pace_and_the_day_it_resets() {
     let mail = render(&NoticeMail::CapReached(usage(200, 18)));
     assert_eq!(mail.subject, "You've used all of your AI runs this month.");
