@@ -141,7 +141,7 @@ pub fn decide(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crossing {
     /// This configured percent of the granted amount.
-    Nudge { percent: u8 },
+    Nudge { percent: u16 },
     /// All of a hard limit.
     Cap,
 }
@@ -169,7 +169,7 @@ pub fn crossing(limit: &Limit, before: i64, after: i64) -> Option<Crossing> {
 }
 
 /// Whether `usage` is at or above `percent` of `granted`, exactly.
-fn reached(usage: i64, granted: i64, percent: u8) -> bool {
+fn reached(usage: i64, granted: i64, percent: u16) -> bool {
     i128::from(usage) * 100 >= i128::from(granted) * i128::from(percent)
 }
 
@@ -214,7 +214,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn limit(enforcement: Enforcement) -> Limit {
-        Limit { enforcement, nudge_at_percent: vec![80], custom: false }
+        Limit { enforcement, nudge_at_percent: vec![80], nudge_at_units: Vec::new(), custom: false }
     }
 
     fn hard(granted: i64) -> Limit {

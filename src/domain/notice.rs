@@ -109,8 +109,8 @@ pub struct UsageFacts {
     /// `run`.
     pub unit: String,
     pub plan_name: String,
-    /// The configured percent that was crossed: 80.
-    pub percent: u8,
+    /// The configured percent that was crossed: 80; above 100 of a soft limit.
+    pub percent: u16,
     pub usage: i64,
     pub granted: i64,
     /// Days since the period began, counting the one that has begun.

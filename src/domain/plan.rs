@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
+mod limits;
 mod mistakes;
 mod parse;
 mod reader;
@@ -34,6 +35,7 @@ pub struct Catalog {
     pub metering_window: Duration,
     pub schedule: Schedule,
     pub policy: Policy,
+    pub retention: Retention,
 }
 
 /// What is metered.
@@ -60,6 +62,21 @@ pub struct Plan {
     pub limits: BTreeMap<FeatureId, Limit>,
     /// What an upgrade to this plan opens, for the mail a day later.
     pub unlocks: Vec<Unlock>,
+    pub on_outage: OnOutage,
+    /// When this file changes the plan's limits, those who are on the plan keep the old ones until
+    /// they are moved.
+    pub grandfather: bool,
+}
+
+/// What becomes of a plan's runs while the database cannot answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnOutage {
+    Deny,
+    /// Each customer may draw up to `units` of each feature in one outage, whatever its balance.
+    /// They are written down beside the database and counted when it answers again.
+    Allow {
+        units: i64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,9 +104,13 @@ pub struct Unlock {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub enforcement: Enforcement,
-    /// Percents of the granted amount at which the customer is told, ascending, 1 to 100. Empty
-    /// (no nudges) unless the file lists some.
-    pub nudge_at_percent: Vec<u8>,
+    /// Percents of the granted amount at which the customer is told, each once, ascending: 1 to
+    /// 100 of a hard limit, 1 to 1000 of a soft one, none of an unlimited one. Empty (no nudges)
+    /// unless the file lists some.
+    pub nudge_at_percent: Vec<u16>,
+    /// Where nothing is granted that percents could be of: the units, used in a billing period,
+    /// at which the customer of an unlimited feature is told, each once, ascending, 1 to 10⁹.
+    pub nudge_at_units: Vec<i64>,
     /// The quota is meant to be set per customer; the number here holds until it is.
     pub custom: bool,
 }
@@ -153,6 +174,17 @@ pub struct Policy {
     pub past_due_grace: Duration,
     /// What a customer costs us per month beside the models, in dollars; plans may be absent.
     pub cost_overhead: BTreeMap<PlanId, Money>,
+}
+
+/// How long history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// How long usage events are kept, counted from the end of their billing period, 62 to 36,500
+    /// days; `None` keeps them for ever.
+    ///
+    /// Pruning never touches a period that is still open, what an idempotency key was answered,
+    /// or usage that has not reached Stripe yet, however old.
+    pub usage_events: Option<Duration>,
 }
 
 /// Notices every minute, meter events every five, reconciliation once an hour.

@@ -260,7 +260,7 @@ fn usage_facts(
         feature_name: feature.name.clone(),
         unit: feature.unit.clone(),
         plan_name: plan.name.clone(),
-        percent: u8::try_from(notice.percent).ok()?,
+        percent: u16::try_from(notice.percent).ok()?,
         usage: notice.usage_units,
         granted,
         elapsed_days: pace.elapsed_days,

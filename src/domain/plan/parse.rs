@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::limits::read_limits;
 use super::mistakes::{PlanFileErrors, PlanFileMistake};
 use super::reader::{Found, Node, Place, Reader, Section};
-use super::rules::{self, EnforcementWord};
+use super::rules::{self, OutageWord};
 use super::{
-    Catalog, CreditRate, CreditTable, Enforcement, Feature, Limit, ModelPrice, Plan, Policy, Price,
-    Schedule, Unlock,
+    Catalog, CreditRate, CreditTable, Feature, Limit, ModelPrice, OnOutage, Plan, Policy, Price,
+    Retention, Schedule, Unlock,
 };
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, Money};
@@ -63,8 +64,17 @@ fn parse(source: &str) -> Result<Catalog, PlanFileErrors> {
 }
 
 /// The file's tables, in the order in which people write them.
-const ROOT_KEYS: [&str; 8] =
-    ["default_plan", "features", "plans", "models", "credits", "metering", "schedule", "policy"];
+const ROOT_KEYS: [&str; 9] = [
+    "default_plan",
+    "features",
+    "plans",
+    "models",
+    "credits",
+    "metering",
+    "schedule",
+    "policy",
+    "retention",
+];
 
 fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let root = reader.root(root, &ROOT_KEYS);
@@ -76,6 +86,7 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let metering_window = read_metering_window(reader, &root);
     let schedule = read_schedule(reader, &root);
     let (policy, overheads) = read_policy(reader, &root);
+    let retention = read_retention(reader, &root);
 
     check_meters(reader, &features);
     let credits = finish_credits(reader, credit_drafts, &features);
@@ -98,6 +109,7 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
         metering_window: metering_window?,
         schedule: schedule?,
         policy: policy?,
+        retention: retention?,
     })
 }
 
@@ -154,6 +166,8 @@ struct PlanDraft {
     upgrade_to: Option<Found<PlanId>>,
     limits: Vec<(Found<FeatureId>, Option<Limit>)>,
     unlocks: Vec<Unlock>,
+    on_outage: Option<OnOutage>,
+    grandfather: bool,
 }
 
 impl PlanDraft {
@@ -167,6 +181,8 @@ impl PlanDraft {
             upgrade_to: self.upgrade_to.map(|found| found.value),
             limits: self.limits.into_iter().filter_map(limit).collect(),
             unlocks: self.unlocks,
+            on_outage: self.on_outage?,
+            grandfather: self.grandfather,
         })
     }
 }
@@ -186,6 +202,19 @@ fn read_plans(reader: &mut Reader, root: &Section<'_>) -> Vec<PlanDraft> {
     nodes.into_iter().filter_map(|node| read_plan(reader, node)).collect()
 }
 
+const PLAN_KEYS: [&str; 10] = [
+    "id",
+    "name",
+    "rank",
+    "price",
+    "upgrade_to",
+    "limits",
+    "unlocks",
+    "on_outage",
+    "outage_allowance",
+    "grandfather",
+];
+
 fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
     // People know a plan by its id, not by its place in the file.
     let node = match node.peek("id").and_then(rules::as_id) {
@@ -195,10 +224,10 @@ fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
         }
         None => node,
     };
-    let known = ["id", "name", "rank", "price", "upgrade_to", "limits", "unlocks"];
-    let section = reader.section(&node, &known)?;
+    let section = reader.section(&node, &PLAN_KEYS)?;
     let price = reader.optional(&section, "price");
     let (price, lookup_key) = price.map_or((None, None), |node| read_price(reader, &node));
+    let grandfather = reader.optional_value(&section, "grandfather", &rules::YES_OR_NO);
     Some(PlanDraft {
         id: reader.required_value(&section, "id", &rules::PLAN_ID),
         name: reader.required_value(&section, "name", &rules::NAME),
@@ -208,6 +237,8 @@ fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
         upgrade_to: reader.optional_value(&section, "upgrade_to", &rules::PLAN_ID),
         limits: read_limits(reader, &section),
         unlocks: read_unlocks(reader, &section),
+        on_outage: read_on_outage(reader, &section),
+        grandfather: grandfather.is_some_and(|found| found.value),
     })
 }
 
@@ -248,71 +279,6 @@ fn read_money(reader: &mut Reader, amount: &Found<String>, currency: Currency) -
     money.ok()
 }
 
-fn read_limits(reader: &mut Reader, plan: &Section<'_>) -> Vec<(Found<FeatureId>, Option<Limit>)> {
-    let Some(node) = reader.optional(plan, "limits") else {
-        return Vec::new();
-    };
-    let entries = reader.entries(&node, &rules::FEATURE_ID);
-    let read = |(id, node): (FeatureId, Node<'_>)| {
-        let limit = read_limit(reader, &node);
-        (Found { value: id, place: node.place }, limit)
-    };
-    entries.into_iter().map(read).collect()
-}
-
-fn read_limit(reader: &mut Reader, node: &Node<'_>) -> Option<Limit> {
-    let section =
-        reader.section(node, &["granted", "enforcement", "nudge_at_percent", "custom"])?;
-    let word = reader.required_value(&section, "enforcement", &rules::ENFORCEMENT);
-    let nudge_at_percent = read_nudges(reader, &section);
-    let custom = reader.optional_value(&section, "custom", &rules::YES_OR_NO);
-    let enforcement = match word.map(|found| found.value) {
-        Some(EnforcementWord::Unlimited) => {
-            for key in ["granted", "nudge_at_percent"] {
-                if let Some(node) = reader.optional(&section, key) {
-                    reader
-                        .wrong(&node.place, "must be left out where enforcement is \"unlimited\"");
-                }
-            }
-            Enforcement::Unlimited
-        }
-        Some(EnforcementWord::Hard) => {
-            Enforcement::Hard { granted: read_granted(reader, &section)? }
-        }
-        Some(EnforcementWord::Soft) => {
-            Enforcement::Soft { granted: read_granted(reader, &section)? }
-        }
-        None => {
-            reader.optional_value(&section, "granted", &rules::QUANTITY);
-            return None;
-        }
-    };
-    Some(Limit { enforcement, nudge_at_percent, custom: custom.is_some_and(|found| found.value) })
-}
-
-fn read_granted(reader: &mut Reader, limit: &Section<'_>) -> Option<i64> {
-    reader.required_value(limit, "granted", &rules::QUANTITY).map(|found| found.value)
-}
-
-/// The percents in ascending order; none are configured unless they are written down.
-fn read_nudges(reader: &mut Reader, limit: &Section<'_>) -> Vec<u8> {
-    let Some(node) = reader.optional(limit, "nudge_at_percent") else {
-        return Vec::new();
-    };
-    let mut percents = Vec::new();
-    for member in reader.list(&node).unwrap_or_default() {
-        let Some(percent) = reader.value(&member, &rules::PERCENT) else {
-            continue;
-        };
-        if percents.contains(&percent.value) {
-            reader.wrong(&percent.place, format!("must not repeat {}", percent.value));
-        }
-        percents.push(percent.value);
-    }
-    percents.sort_unstable();
-    percents
-}
-
 fn read_unlocks(reader: &mut Reader, plan: &Section<'_>) -> Vec<Unlock> {
     let Some(node) = reader.optional(plan, "unlocks") else {
         return Vec::new();
@@ -329,6 +295,28 @@ fn read_unlocks(reader: &mut Reader, plan: &Section<'_>) -> Vec<Unlock> {
         }
     }
     unlocks
+}
+
+fn read_on_outage(reader: &mut Reader, plan: &Section<'_>) -> Option<OnOutage> {
+    const ALLOWANCE: &str = "outage_allowance";
+    let word = match reader.optional(plan, "on_outage") {
+        Some(node) => reader.value(&node, &rules::ON_OUTAGE).map(|found| found.value),
+        None => Some(OutageWord::Deny),
+    };
+    match word {
+        Some(OutageWord::Allow) => {
+            let units = reader.required_value(plan, ALLOWANCE, &rules::UNITS)?.value;
+            Some(OnOutage::Allow { units })
+        }
+        Some(OutageWord::Deny) => {
+            reader.left_out(plan, ALLOWANCE, "unless on_outage is \"allow\"");
+            Some(OnOutage::Deny)
+        }
+        None => {
+            reader.optional_value(plan, ALLOWANCE, &rules::UNITS);
+            None
+        }
+    }
 }
 
 /// A model whose prices could not be read is still known by name.
@@ -494,6 +482,15 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
         }
     }
     (Some(policy), named)
+}
+
+fn read_retention(reader: &mut Reader, root: &Section<'_>) -> Option<Retention> {
+    let Some(node) = reader.optional(root, "retention") else {
+        return Some(Retention::default());
+    };
+    let section = reader.section(&node, &["usage_events"])?;
+    let usage_events = reader.optional_value(&section, "usage_events", &rules::RETENTION);
+    Some(Retention { usage_events: usage_events.map(|found| found.value) })
 }
 
 /// Two features on one meter would be billed as one.
