@@ -216,6 +216,14 @@ impl Interval {
     }
 }
 
+impl Plan {
+    /// Whether both plans grant the same amounts of the same features, enforced alike.
+    fn limits_as(&self, other: &Self) -> bool {
+        let granted = |(feature, limit): (&FeatureId, &Limit)| (feature.clone(), limit.enforcement);
+        self.limits.iter().map(granted).eq(other.limits.iter().map(granted))
+    }
+}
+
 impl Price {
     /// As people read it: `$99/month`.
     pub fn display(&self) -> String {
@@ -234,6 +242,18 @@ impl Catalog {
 
     pub fn plan(&self, id: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
+    }
+
+    /// The plans whose customers find other limits in `new`, by rank: a feature has come or gone,
+    /// or another number or enforcement holds for it. A plan that is gone is among them, one that
+    /// is new is not: nobody is on it yet.
+    ///
+    /// When customers are told, and whether a number is meant to be set for each, is no limit:
+    /// a change of that alone holds for everybody.
+    pub fn changed_limits(old: &Self, new: &Self) -> Vec<PlanId> {
+        let differs =
+            |plan: &&Plan| new.plan(plan.id.as_str()).is_none_or(|now| !now.limits_as(plan));
+        old.plans.iter().filter(differs).map(|plan| plan.id.clone()).collect()
     }
 
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {

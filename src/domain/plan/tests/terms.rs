@@ -1,6 +1,13 @@
-//! The terms a plan gives: its limits, what happens in an outage, how long its history is kept.
+//! The terms a plan gives: its limits, what happens in an outage, whom a change of them reaches.
 
 use super::*;
+
+/// The plans of `SMALL` that other limits hold for after one change of it.
+fn changed_by(old: &str, new: &str) -> Vec<String> {
+    let before = Catalog::parse(SMALL).unwrap();
+    let after = Catalog::parse(&changed(SMALL, old, new)).unwrap();
+    Catalog::changed_limits(&before, &after).iter().map(ToString::to_string).collect()
+}
 
 fn runs_of_free(limit: &str) -> Limit {
     let source = changed(SMALL, "granted = 5, enforcement = \"hard\"", limit);
@@ -170,4 +177,46 @@ fn usage_events_are_kept_for_as_long_as_the_file_says() {
         complaint_after("[retention]\nevents = \"400d\""),
         "15: retention.events: is not a known key; known here: usage_events"
     );
+}
+
+#[test]
+fn another_number_another_enforcement_or_another_feature_changes_a_plans_limits() {
+    assert_eq!(changed_by("granted = 5,", "granted = 6,"), ["free"]);
+    assert_eq!(changed_by("\"hard\"", "\"soft\""), ["free"]);
+    assert_eq!(
+        changed_by("granted = 50, enforcement = \"soft\"", "enforcement = \"unlimited\""),
+        ["pro"]
+    );
+    assert_eq!(changed_by("limits.runs = { granted = 5, enforcement = \"hard\" }\n", ""), ["free"]);
+    let seats = "[features.seats]\nname = \"Seats\"\nunit = \"seat\"\n[[plans]]\nlimits.seats = { granted = 1, enforcement = \"hard\" }";
+    assert_eq!(changed_by("[[plans]]", seats), ["free"]);
+}
+
+#[test]
+fn changed_plans_are_named_by_their_old_rank() {
+    let before = Catalog::parse(SMALL).unwrap();
+    let turned = changed(SMALL, "rank = 1", "rank = 3").replace("granted = 5", "granted = 6");
+    let after = Catalog::parse(&turned).unwrap();
+    let changed: Vec<_> = Catalog::changed_limits(&before, &after);
+    assert_eq!(changed, ["free".parse().unwrap(), "pro".parse().unwrap()]);
+}
+
+#[test]
+fn a_plan_that_is_gone_has_changed_and_a_new_one_has_not() {
+    let renamed = |new: &str| changed_by("id = \"pro\"", &format!("id = \"{new}\""));
+    assert_eq!(renamed("pro"), [""; 0]);
+    assert_eq!(renamed("max"), ["pro"]);
+}
+
+#[test]
+fn what_is_no_limit_changes_none() {
+    for (old, new) in [
+        ("\"hard\"", "\"hard\", nudge_at_percent = [80]"),
+        ("\"hard\"", "\"hard\", custom = true"),
+        ("name = \"Free\"", "name = \"Gratis\""),
+        ("rank = 1", "rank = 7"),
+        ("rank = 2", "rank = 2\ngrandfather = true\non_outage = \"allow\"\noutage_allowance = 9"),
+    ] {
+        assert_eq!(changed_by(old, new), [""; 0], "{new}");
+    }
 }
