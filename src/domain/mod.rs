@@ -7,6 +7,7 @@ pub mod plan;
 pub mod period;
 pub mod usage;
 pub mod credit;
+pub mod quota;
 pub mod decision;
 pub mod subscription;
 pub mod customer;

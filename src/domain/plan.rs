@@ -206,6 +206,25 @@ impl Default for Policy {
     }
 }
 
+impl Enforcement {
+    /// The number of units, where there is one.
+    pub fn number(self) -> Option<i64> {
+        match self {
+            Self::Hard { granted } | Self::Soft { granted } => Some(granted),
+            Self::Unlimited => None,
+        }
+    }
+
+    /// The word the plans file and the database use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard { .. } => "hard",
+            Self::Soft { .. } => "soft",
+            Self::Unlimited => "unlimited",
+        }
+    }
+}
+
 impl Interval {
     /// As people read it after "a" or a slash: `month`.
     pub fn label(self) -> &'static str {
