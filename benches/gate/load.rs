@@ -13,21 +13,14 @@ use mio::{Events, Interest, Poll, Token};
 
 /// How long a server may leave all connections without a single answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A server that is behind with accepting makes the next connection wait for a whole second.
+const CONNECTS_AT_ONCE: usize = 256;
+const BREATHER: Duration = Duration::from_millis(20);
 
 /// Where requests come from.
 pub trait Requests {
     /// Puts the next request in place of what the buffer holds; `false` when there is none left.
     fn next(&mut self, buffer: &mut Vec<u8>) -> bool;
-}
-
-/// How the load is made.
-pub struct Plan {
-    /// The servers, between which the connections are divided.
-    pub addresses: Vec<SocketAddr>,
-    pub connections: usize,
-    /// Loaded but not measured, at the beginning.
-    pub warm_up: Duration,
-    pub measured: Duration,
 }
 
 /// What the servers answered.
@@ -44,6 +37,21 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Counts an answer, and measures it if it came in the measured time.
+    fn add(&mut self, caller: &Caller, status: u16, measured: Option<Instant>) -> Result<()> {
+        match status {
+            200 => self.accepted += 1,
+            503 if caller.names_retry_after() => self.refused += 1,
+            _ => bail!("answered {}", String::from_utf8_lossy(&caller.answer)),
+        }
+        if status == 200
+            && let Some(now) = measured
+        {
+            self.latencies_us.push((now - caller.asked).as_micros() as u32);
+        }
+        Ok(())
+    }
+
     /// The latency that this share of the answers does not exceed, in ms.
     pub fn percentile_ms(&self, share: f64) -> f64 {
         let count = self.latencies_us.len();
@@ -52,65 +60,74 @@ impl Outcome {
     }
 }
 
-/// Runs the load to its end, all answers awaited.
-///
-/// # Errors
-/// When a server does not answer, or with anything but 200 and 503.
-pub fn run(plan: &Plan, requests: &mut dyn Requests) -> Result<Outcome> {
-    let mut poll = Poll::new()?;
-    let mut callers = connect(plan, &poll)?;
-    let from = Instant::now() + plan.warm_up;
-    let to = from + plan.measured;
-    let mut outcome = Outcome::default();
-    let mut waiting = callers.iter_mut().filter_map(|caller| caller.ask(requests)).count();
-    let mut events = Events::with_capacity(1024);
-    while waiting > 0 {
-        poll.poll(&mut events, Some(PATIENCE))?;
-        ensure!(!events.is_empty(), "no answer within {PATIENCE:?}");
-        for event in &events {
-            let caller = &mut callers[event.token().0];
-            let answered = match caller.advance() {
-                Progress::Waiting => continue,
-                Progress::HungUp => {
-                    outcome.hung_up += 1;
-                    waiting -= 1;
-                    continue;
-                }
-                Progress::Answered(status) => status,
-            };
-            let now = Instant::now();
-            match answered {
-                200 => {
-                    outcome.accepted += 1;
-                    if now >= from && now < to {
-                        outcome.latencies_us.push((now - caller.asked).as_micros() as u32);
-                    }
-                }
-                503 if caller.names_retry_after() => outcome.refused += 1,
-                _ => bail!("answered {}", String::from_utf8_lossy(&caller.answer)),
-            }
-            if now >= to || caller.ask(requests).is_none() {
-                waiting -= 1;
-            }
-        }
-    }
-    outcome.latencies_us.sort_unstable();
-    Ok(outcome)
+/// Connections that are open and idle.
+pub struct Callers {
+    poll: Poll,
+    callers: Vec<Caller>,
 }
 
-fn connect(plan: &Plan, poll: &Poll) -> Result<Vec<Caller>> {
-    let servers = plan.addresses.iter().cycle().take(plan.connections);
-    let connect = |(number, address): (usize, &SocketAddr)| {
-        let stream = std::net::TcpStream::connect(address)
-            .with_context(|| format!("{address} takes no connection"))?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        let mut stream = TcpStream::from_std(stream);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(&mut stream, Token(number), interest)?;
-        Ok(Caller::new(stream))
-    };
-    servers.enumerate().map(connect).collect()
+impl Callers {
+    /// So many connections, divided between the servers.
+    pub fn connect(servers: &[SocketAddr], connections: usize) -> Result<Self> {
+        let poll = Poll::new()?;
+        let connect = |(number, address): (usize, &SocketAddr)| {
+            if number % CONNECTS_AT_ONCE == CONNECTS_AT_ONCE - 1 {
+                std::thread::sleep(BREATHER);
+            }
+            let stream = std::net::TcpStream::connect(address)
+                .with_context(|| format!("{address} takes no connection"))?;
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            let mut stream = TcpStream::from_std(stream);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            poll.registry().register(&mut stream, Token(number), interest)?;
+            Ok(Caller::new(stream))
+        };
+        let callers = servers.iter().cycle().take(connections).enumerate().map(connect);
+        let callers = callers.collect::<Result<_>>()?;
+        Ok(Self { poll, callers })
+    }
+
+    /// Asks until the time is over or the requests are, and awaits all answers. Those of the
+    /// warm-up are not measured.
+    ///
+    /// # Errors
+    /// When a server does not answer, or with anything but 200 and 503.
+    pub fn run(
+        mut self,
+        requests: &mut dyn Requests,
+        warm_up: Duration,
+        measured: Duration,
+    ) -> Result<Outcome> {
+        let from = Instant::now() + warm_up;
+        let to = from + measured;
+        let mut outcome = Outcome::default();
+        let mut waiting = self.callers.iter_mut().filter_map(|caller| caller.ask(requests)).count();
+        let mut events = Events::with_capacity(1024);
+        while waiting > 0 {
+            self.poll.poll(&mut events, Some(PATIENCE))?;
+            ensure!(!events.is_empty(), "no answer within {PATIENCE:?}");
+            for event in &events {
+                let caller = &mut self.callers[event.token().0];
+                let status = match caller.advance() {
+                    Progress::Waiting => continue,
+                    Progress::HungUp => {
+                        outcome.hung_up += 1;
+                        waiting -= 1;
+                        continue;
+                    }
+                    Progress::Answered(status) => status,
+                };
+                let now = Instant::now();
+                outcome.add(caller, status, (from..to).contains(&now).then_some(now))?;
+                if now >= to || caller.ask(requests).is_none() {
+                    waiting -= 1;
+                }
+            }
+        }
+        outcome.latencies_us.sort_unstable();
+        Ok(outcome)
+    }
 }
 
 enum Progress {

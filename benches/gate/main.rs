@@ -22,7 +22,7 @@ mod server;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use parts::flat::Size;
@@ -48,6 +48,9 @@ struct Args {
     /// Whom to measure in the main table. `constant` is always there.
     #[arg(long, value_delimiter = ',', value_parser = RIVALS.map(|(name, _)| name))]
     rivals: Vec<String>,
+    /// From how many connections the main table's load comes.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
+    connections: Vec<usize>,
     /// How many customers the large database has.
     #[arg(long, default_value_t = 1_000_000, default_value_if("quick", "true", "20000"))]
     customers: u64,
@@ -98,10 +101,32 @@ fn measure(args: &Args) -> Result<()> {
         ..Report::default()
     };
     (report.idle_mib, place.answer) = look_at_an_idle_one(&place)?;
+    measure_parts(args, &place, timing, &progress, &mut report);
+    report.seconds = progress.seconds();
+    progress.end();
+    if args.json {
+        println!("{}", report.json()?);
+    } else {
+        report.print();
+    }
+    ensure!(report.failed.is_empty(), "not everything could be measured");
+    Ok(())
+}
+
+/// A part that fails leaves the others their results.
+fn measure_parts(
+    args: &Args,
+    place: &Place,
+    timing: Timing,
+    progress: &Progress,
+    report: &mut Report,
+) {
+    let mut failed = Vec::new();
     let wanted =
         |part| args.only.contains(&part) || (args.only.is_empty() && part != Part::FlatPostgres);
     if wanted(Part::Gate) {
-        report.gate = Some(gate::measure(&place, &rivals(args), timing, &progress)?);
+        let gate = gate::measure(place, &rivals(args), &args.connections, timing, progress);
+        report.gate = kept("gate", gate, &mut failed);
     }
     let size = Size {
         customers: args.customers,
@@ -110,24 +135,24 @@ fn measure(args: &Args) -> Result<()> {
     };
     for (part, database) in [(Part::Flat, "sqlite"), (Part::FlatPostgres, "postgres")] {
         if wanted(part) {
-            report.flat.push(flat::measure(&place, database, size, timing, &progress)?);
+            let flat = flat::measure(place, database, size, timing, progress);
+            report.flat.extend(kept("flat", flat, &mut failed));
         }
     }
     if wanted(Part::Webhooks) {
-        report.webhooks = webhooks::measure(&place, timing, &progress)?;
+        let rows = webhooks::measure(place, timing, progress);
+        report.webhooks = kept("webhooks", rows, &mut failed).unwrap_or_default();
     }
     if wanted(Part::Overload) {
         let length = Duration::from_secs(if args.quick { 3 } else { 10 });
-        report.overload = Some(overload::measure(&place, length, &progress)?);
+        let overload = overload::measure(place, length, progress);
+        report.overload = kept("overload", overload, &mut failed);
     }
-    report.seconds = progress.seconds();
-    progress.end();
-    if args.json {
-        println!("{}", report.json()?);
-    } else {
-        report.print();
-    }
-    Ok(())
+    report.failed = failed;
+}
+
+fn kept<T>(part: &str, result: Result<T>, failed: &mut Vec<String>) -> Option<T> {
+    result.map_err(|error| failed.push(format!("{part}: {error:#}"))).ok()
 }
 
 fn timing(quick: bool) -> Timing {

@@ -22,6 +22,8 @@ pub struct Report {
     pub flat: Vec<Flat>,
     pub webhooks: Vec<Row>,
     pub overload: Option<Overload>,
+    /// What could not be measured, and why.
+    pub failed: Vec<String>,
 }
 
 impl Report {
@@ -71,6 +73,9 @@ impl Report {
             print_overload(overload);
         }
         print_goals(&goals(self));
+        for failure in &self.failed {
+            println!("\nFAILED: {failure}");
+        }
         println!("\n{:.0} seconds in all", self.seconds);
     }
 }
@@ -118,11 +123,11 @@ fn print_overload(overload: &Overload) {
 fn print_goals(goals: &[Goal]) {
     println!("\n{:<68}{:>14}{:>14}", "goal", "wanted", "found");
     for goal in goals {
-        let verdict = match goal.reached {
-            Some(true) => "reached",
-            Some(false) => "NOT REACHED",
-            None => "not measured",
-        };
+        let Some(reached) = goal.reached else { continue };
+        let verdict = if reached { "reached" } else { "NOT REACHED" };
         println!("{:<68}{:>14}{:>14}  {verdict}", goal.what, goal.wanted, goal.found);
+    }
+    for goal in goals.iter().filter(|goal| goal.reached.is_none()) {
+        println!("not measured: {}", goal.what);
     }
 }

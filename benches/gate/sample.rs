@@ -96,9 +96,10 @@ fn measure(server: &mut Server, ask: Ask, connections: usize, timing: Timing) ->
         let own = machine::cpu_seconds(own)?;
         Ok([server.sum(machine::cpu_seconds)?, own, machine::idle_seconds()?])
     };
+    let callers = server.connect(connections)?;
     let before = spent(server)?;
     let began = Instant::now();
-    let outcome = server.load(ask, connections, timing.warm_up, timing.measured)?;
+    let outcome = server.load(ask, callers, timing.warm_up, timing.measured)?;
     let seconds = began.elapsed().as_secs_f64();
     let after = spent(server)?;
     ensure!(outcome.hung_up == 0, "{} connections were closed", outcome.hung_up);

@@ -13,7 +13,7 @@ use crate::request::customer_id;
 use crate::server::Data;
 
 /// How many rows one statement writes: few enough to see it go on.
-const CHUNK: u64 = 250_000;
+const CHUNK: u64 = 1_000_000;
 
 /// Copies customer 0, who has one event, until there are `customers` with `events` together.
 ///

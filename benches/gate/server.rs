@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::load::{self, Outcome, Plan};
+use crate::load::{self, Callers, Outcome};
 use crate::request::{API_KEY, CUSTOMERS, Checks, WEBHOOK_SECRET, Webhooks};
 use crate::rivals::{self, Rival};
 use crate::{database, machine};
@@ -173,39 +173,48 @@ impl Server {
         let numbers = self.next_number..self.next_number + customers;
         self.next_number = numbers.end;
         let mut requests = Checks::introducing(customers, numbers);
-        let plan = self.plan(16, Duration::ZERO, Duration::from_secs(60));
-        let outcome = load::run(&plan, &mut requests)?;
+        let callers = self.connect(16)?;
+        let outcome = callers.run(&mut requests, Duration::ZERO, Duration::from_secs(60))?;
         ensure!(outcome.accepted == customers, "only {} customers were made", outcome.accepted);
         Ok(outcome.accepted)
     }
 
-    /// Loads the server from so many connections.
+    /// Lets each customer ask once more, as far as the time goes. Answers how many have.
+    pub fn ask_each(&mut self, customers: u64, callers: Callers, longest: Duration) -> Result<u64> {
+        // At a multiple of their number a new turn begins.
+        let begin = self.next_number.next_multiple_of(customers);
+        let mut requests = Checks::counting(customers, begin..begin + customers);
+        let outcome = callers.run(&mut requests, Duration::ZERO, longest)?;
+        self.next_number = requests.next_number();
+        Ok(outcome.accepted)
+    }
+
+    pub fn connect(&self, connections: usize) -> Result<Callers> {
+        Callers::connect(&self.addresses, connections)
+    }
+
+    /// Loads the server.
     pub fn load(
         &mut self,
         ask: Ask,
-        connections: usize,
+        callers: Callers,
         warm_up: Duration,
         measured: Duration,
     ) -> Result<Outcome> {
-        let plan = self.plan(connections, warm_up, measured);
         match ask {
             Ask::Checks(customers) => {
                 let mut requests = Checks::counting(customers, self.next_number..u64::MAX);
-                let outcome = load::run(&plan, &mut requests);
+                let outcome = callers.run(&mut requests, warm_up, measured);
                 self.next_number = requests.next_number();
                 outcome
             }
             Ask::Webhooks => {
                 let mut requests = Webhooks::signed_now(self.next_number);
-                let outcome = load::run(&plan, &mut requests);
+                let outcome = callers.run(&mut requests, warm_up, measured);
                 self.next_number = requests.next_number();
                 outcome
             }
         }
-    }
-
-    fn plan(&self, connections: usize, warm_up: Duration, measured: Duration) -> Plan {
-        Plan { addresses: self.addresses.clone(), connections, warm_up, measured }
     }
 
     /// How many requests it has been sent.

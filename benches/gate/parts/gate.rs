@@ -9,7 +9,6 @@ use crate::request::CUSTOMERS;
 use crate::sample::{Contender, Row, Timing, median, rounds};
 use crate::server::{Ask, Data, Place, RIVALS, Server};
 
-const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
 /// Times of the disk taken after each round.
 const FSYNCS: usize = 100;
 
@@ -34,6 +33,7 @@ pub struct Stored {
 pub fn measure(
     place: &Place,
     wanted: &[String],
+    connections: &[usize],
     timing: Timing,
     progress: &Progress,
 ) -> Result<Gate> {
@@ -70,7 +70,7 @@ pub fn measure(
         p99s.push(times[FSYNCS * 99 / 100]);
         Ok(())
     };
-    let rows = rounds(&mut servers, &contenders, &CONNECTIONS, timing, progress, fsyncs)?;
+    let rows = rounds(&mut servers, &contenders, connections, timing, progress, fsyncs)?;
     progress.step("weighing the databases");
     let mut stored = Vec::new();
     for ((name, server), (asked, bytes)) in names.iter().zip(&servers).zip(before) {

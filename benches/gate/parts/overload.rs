@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::load::{self, Outcome};
+use crate::load::{self, Callers, Outcome};
 use crate::machine;
 use crate::progress::Progress;
 use crate::request::{CUSTOMERS, check, customer_id};
@@ -43,12 +43,15 @@ impl Overload {
 }
 
 pub fn measure(place: &Place, length: Duration, progress: &Progress) -> Result<Overload> {
-    progress.step(&format!("overload: {CONNECTIONS} connections, then kill -9"));
+    progress.step("overload: starting the daemon");
     let folder = place.folder.join("overload");
     std::fs::create_dir(&folder)?;
     let mut daemon = Server::daemon(&folder, Data::Files(folder.clone()), 1)?;
     let introduced = daemon.introduce(CUSTOMERS)?;
-    let (outcome, peak_mib) = load_until_killed(&mut daemon, length)?;
+    progress.step(&format!("overload: opening {CONNECTIONS} connections"));
+    let callers = daemon.connect(CONNECTIONS)?;
+    progress.step("overload: the load, and then kill -9");
+    let (outcome, peak_mib) = load_until_killed(&mut daemon, callers, length)?;
     progress.step("overload: starting the daemon again to count");
     let again = Server::daemon(&folder, daemon.kill(), 1)?;
     Ok(Overload {
@@ -64,7 +67,11 @@ pub fn measure(place: &Place, length: Duration, progress: &Progress) -> Result<O
 }
 
 /// Also the most memory the daemon held before it was killed.
-fn load_until_killed(daemon: &mut Server, length: Duration) -> Result<(Outcome, f64)> {
+fn load_until_killed(
+    daemon: &mut Server,
+    callers: Callers,
+    length: Duration,
+) -> Result<(Outcome, f64)> {
     let pid = daemon.pids().next().context("no process")?;
     machine::forget_peak(pid)?;
     let killer = thread::spawn(move || {
@@ -73,7 +80,7 @@ fn load_until_killed(daemon: &mut Server, length: Duration) -> Result<(Outcome, 
         let kill = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
         kill.map_err(anyhow::Error::from).and(peak_mib)
     });
-    let outcome = daemon.load(Ask::Checks(CUSTOMERS), CONNECTIONS, Duration::ZERO, NEVER)?;
+    let outcome = daemon.load(Ask::Checks(CUSTOMERS), callers, Duration::ZERO, NEVER)?;
     let peak_mib = killer.join().ok().context("the killer panicked")??;
     Ok((outcome, peak_mib))
 }
