@@ -206,6 +206,26 @@ both_databases! {
         assert_books_balance(&db.url).await;
     }
 
+    async fn a_grant_opens_a_feature_that_the_plan_lacks_until_it_is_used_up(db: TestDb) {
+        let exports = "[features.exports]\nname = \"Exports\"\nunit = \"export\"\n\n[features.ai_runs]";
+        let world = World::with_plans(&db, &plans("[features.ai_runs]", exports)).await;
+        world.customer("acme").await;
+        let Change::AddGrant { grant, .. } = after("taste", 3) else { unreachable!() };
+        set(&world, "acme", Change::AddGrant { feature_id: "exports".parse().unwrap(), grant }).await;
+        let export = json!({"customer_id": "acme", "feature_id": "exports", "send_event": true});
+        for left in [2, 1, 0] {
+            let run = world.call("POST", "/v1/check", &export).await.ok();
+            assert_eq!((&run["allowed"], &run["balance"]["remaining"]), (&json!(true), &json!(left)));
+        }
+        let over = world.call("POST", "/v1/check", &export).await.ok();
+        assert_eq!((&over["reason"], &over["balance"]["granted"]), (&json!("limit_reached"), &json!(3)));
+        assert_eq!(over["threshold"], json!({"state": "limit_reached", "percent": 100}));
+        world.settle().await;
+        assert_eq!(world.subjects(), ["You've used all of your Exports this month."]);
+        world.advance_to("2026-12-01T00:00:00Z").await;
+        assert_eq!(world.call("POST", "/v1/check", &export).await.ok()["reason"], "feature_not_in_plan");
+    }
+
     async fn a_run_that_held_a_grants_units_is_counted_though_the_grant_has_ended(db: TestDb) {
         let world = World::start(&db).await;
         used(&world, "acme", 190).await;
