@@ -337,6 +337,18 @@ both_databases! {
         world.advance(HOUR).await;
         assert_eq!(world.subjects(), [CAP]);
     }
+
+    async fn a_run_between_a_grants_end_and_the_job_that_sees_it_is_told_of_once(db: TestDb) {
+        let world = World::start(&db).await;
+        used(&world, "acme", 150).await;
+        set(&world, "acme", grant("ends", 100, DrawOrder::After, Some("2026-11-02T00:00:00Z"))).await;
+        world.clock.advance(15 * HOUR).unwrap();
+        world.runs("acme", 10).await;
+        assert_eq!(notices(&world, "acme").await, ["usage_nudge 80"], "160 of 200");
+        world.run_job(Job::Expire).await;
+        world.settle().await;
+        assert_eq!(world.subjects(), [NUDGE]);
+    }
 }
 
 // --- terms, errors and the trail ---------------------------------------------------------------
