@@ -1,8 +1,9 @@
 //! The end of a reservation: its run is counted, or its units go back.
 //!
 //! A finished run is always counted. It belongs to the period in which its units were held while
-//! that period's usage can still be reported, and else to the one in force; the answer says when it
-//! came late, and when it exceeds the limit. What was settled once gives the same answer again.
+//! that period's usage can still be reported, and else to the one in force, as when a subscription
+//! has begun or ended since; the answer says when it came late, and when it exceeds the limit. What
+//! was settled once gives the same answer again.
 
 use std::time::Duration;
 
@@ -72,13 +73,16 @@ impl Batch<'_> {
         let account = self.books.get(&held.customer_id).ok_or(GateError::UnknownCustomer)?;
         let customer = &account.customer;
         let current = customer.tier.cycle.period_at(self.now);
+        let current_key = counter_key(customer, &held.feature_id, current);
         let own = account.entry(held).map_or(reservation.period_end, |entry| entry.period_end);
         let releases = settlement.intent == Intent::Release;
-        let in_own = releases || self.now < own.plus(REPORTABLE_FOR);
-        let (key, period) = if in_own {
+        // Another series has begun since: what is reported now is the new subscription's.
+        let reportable = held.series == current_key.series && self.now < own.plus(REPORTABLE_FOR);
+        let in_own = releases || reportable || *held == current_key;
+        let (key, period) = if in_own && *held != current_key {
             (held.clone(), BillingPeriod { start: held.period_start, end: own })
         } else {
-            (counter_key(customer, &held.feature_id, current), current)
+            (current_key, current)
         };
         let value = match settlement.intent {
             Intent::Release => 0,

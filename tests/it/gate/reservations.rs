@@ -359,6 +359,22 @@ both_databases! {
         assert_books_balance(&db.url).await;
     }
 
+    async fn a_run_across_a_first_subscription_is_the_subscriptions(db: TestDb) {
+        let world = World::start(&db).await;
+        let stripe_id = world.link("acme").await;
+        world.runs("acme", 10).await;
+        let (run, void) = (world.reserve("acme", 8, WEEK).await, world.reserve("acme", 3, WEEK).await);
+        world.advance_to("2026-11-01T09:10:00Z").await;
+        world.subscribe(&stripe_id, "starter_monthly").await;
+        let done = world.commit(&run, &Value::Null).await.ok();
+        assert_eq!((&done["period"]["start"], outcome(&done)), (&json!("2026-11-01T09:10:00Z"), (8, true, false)));
+        assert_eq!(balance(&done), (8, 0, 192));
+        world.release(&void).await.ok();
+        let counters = "SELECT series, usage_units, reserved_units FROM usage_counters ORDER BY series";
+        assert_eq!(rows(&db.url, counters).await, ["0|10|0", "1|8|0"]);
+        assert_books_balance(&db.url).await;
+    }
+
     async fn a_deleted_customers_holds_end_by_the_clock(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;
