@@ -14,6 +14,7 @@ use crate::domain::answer::{Facts, Hold, HoldState, Remark};
 use crate::domain::decision::{Intent, decide};
 use crate::domain::period::BillingPeriod;
 use crate::domain::quota::Quotas;
+use crate::domain::run::RunFacts;
 use crate::store::events::{EventKey, NewEvent, Remembered};
 use crate::store::reservations::Reservation;
 use crate::store::usage::CounterKey;
@@ -146,9 +147,11 @@ fn ended_as(intent: Intent) -> HoldState {
 /// The first answer, if this is the same settlement once more.
 fn again(known: &Remembered, hold: &Hold, settlement: &Settlement) -> Result<Decided, GateError> {
     let facts = &known.facts;
+    let says_nothing = settlement.value.is_none() && settlement.said.run == RunFacts::default();
+    let value = if says_nothing { Some(hold.units) } else { settlement.value };
     let same_value = facts.intent == Intent::Release
         || known.request_hash.as_ref() == Some(&settlement.request_hash)
-        || settlement.value.unwrap_or(hold.units) == facts.counted;
+        || value == Some(facts.counted);
     if facts.intent == settlement.intent && same_value {
         let hold = Hold { state: ended_as(facts.intent), ..hold.clone() };
         Ok((Facts { hold: Some(hold), ..facts.clone() }, known.plan_version))

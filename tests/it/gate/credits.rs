@@ -53,6 +53,17 @@ both_databases! {
         assert_books_balance(&db.url).await;
     }
 
+    async fn other_tokens_are_another_commit_even_where_the_hold_would_have_been_the_same(db: TestDb) {
+        let world = World::with_plans(&db, &credit_plans("")).await;
+        world.customer("acme").await;
+        let held = credits(&world, "/v1/check", json!({"properties": haiku(0, 5_000), "reserve": {}})).await;
+        let path = format!("/v1/reservations/{}/commit", held["reservation"]["id"].as_str().unwrap());
+        assert_eq!(bytes(&world, &path, &json!({"properties": haiku(0, 5_000)})).await.0, 200);
+        assert_eq!(bytes(&world, &path, &json!({"properties": haiku(0, 9_000)})).await.0, 409);
+        assert_eq!(bytes(&world, &path, &json!({})).await.0, 200, "what was held is what was counted");
+        assert_eq!(used(&world).await, 5);
+    }
+
     async fn a_runs_sum_is_rounded_up_once(db: TestDb) {
         let world = World::with_plans(&db, &credit_plans("")).await;
         world.customer("acme").await;
