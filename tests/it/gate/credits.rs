@@ -107,6 +107,35 @@ both_databases! {
         assert_eq!(credits(&world, "/v1/check", json!({})).await["required_balance"], 1);
     }
 
+    async fn a_run_without_a_known_model_is_refused_by_name_and_leaves_no_trace(db: TestDb) {
+        let world = World::with_plans(&db, &credit_plans("")).await;
+        world.customer("acme").await;
+        let held = credits(&world, "/v1/check", json!({"required_balance": 5, "reserve": {}})).await;
+        let commit = format!("/v1/reservations/{}/commit", held["reservation"]["id"].as_str().unwrap());
+        for (properties, error) in [
+            (json!({"model": "gpt-9", "output_tokens": 5}), "unknown_model: properties.model"),
+            (json!({"output_tokens": 5}), "missing_field: properties.model"),
+            (haiku(1_000_000_000_000, 1_000_000_000_000), "invalid_value: properties"),
+        ] {
+            let fields = json!({
+                "feature_id": "ai_credits", "properties": properties, "customer_data": {}, "idempotency_key": "a",
+            });
+            for customer in ["acme", "stranger"] {
+                for path in ["/v1/check", "/v1/track"] {
+                    let refused = world.call("POST", path, &body(customer, fields.clone())).await;
+                    assert_eq!((refused.status, refused.error().as_str()), (422, error), "{customer} {path}");
+                }
+            }
+            let refused = world.call("POST", &commit, &json!({"properties": properties})).await;
+            assert_eq!((refused.status, refused.error().as_str()), (422, error));
+        }
+        let unknown = world.call("POST", &commit, &json!({"properties": {"model": "gpt-9"}})).await;
+        assert!(unknown.body["error"]["message"].as_str().unwrap().contains("gpt-9"), "{}", unknown.body);
+        assert_eq!(rows(&db.url, "SELECT customer_id FROM customers").await, ["acme"], "nobody was made for it");
+        assert_eq!(rows(&db.url, "SELECT * FROM usage_events").await, Vec::<String>::new());
+        assert_eq!(world.call("POST", &commit, &json!({"properties": haiku(0, 1)})).await.ok()["value"], 1);
+    }
+
     async fn an_unknown_model_counts_as_the_one_that_the_plans_name(db: TestDb) {
         let world = World::with_plans(&db, &credit_plans("count_unknown_models_as = \"claude-haiku\"")).await;
         world.customer("acme").await;
