@@ -3,6 +3,7 @@
 mod batch;
 mod credits;
 mod denials;
+mod history;
 mod keys;
 mod load;
 mod quotas;
