@@ -7,6 +7,7 @@ mod history;
 mod keys;
 mod load;
 mod quotas;
+mod races;
 mod reservations;
 mod soft;
 
