@@ -5,6 +5,8 @@ pub mod money;
 pub mod plan;
 pub mod period;
 pub mod usage;
+pub mod cost;
+pub mod margin;
 pub mod decision;
 pub mod subscription;
 pub mod customer;
