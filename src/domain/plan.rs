@@ -8,6 +8,7 @@ use crate::domain::money::Money;
 
 mod limits;
 mod mistakes;
+mod models;
 mod parse;
 mod reader;
 mod rules;
@@ -16,6 +17,7 @@ mod tests;
 
 pub(crate) use mistakes::nearest;
 pub use mistakes::{PlanFileErrors, PlanFileMistake};
+pub use models::ModelPrices;
 pub use rules::parse_duration;
 
 /// Everything the plans file says, checked.
@@ -27,7 +29,7 @@ pub struct Catalog {
     /// By rank, lowest first.
     pub plans: Vec<Plan>,
     /// What the models cost us, by the name under which runs report them.
-    pub models: BTreeMap<String, ModelPrice>,
+    pub models: BTreeMap<String, ModelPrices>,
     /// For features counted in credits: what each model takes. A feature may have a table here
     /// before it is declared in `features`; it takes effect with its declaration.
     pub credits: BTreeMap<FeatureId, CreditTable>,

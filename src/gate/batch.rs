@@ -10,6 +10,7 @@ use super::{Decided, GateError};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Particular, Remark};
+use crate::domain::cost::cost_of_run;
 use crate::domain::customer::Customer;
 use crate::domain::decision::{Crossing, Intent, Mark, crossing, decide, threshold};
 use crate::domain::ids::{CustomerId, FeatureId, ReservationId, derived_id};
@@ -17,6 +18,7 @@ use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
 use crate::domain::quota::{Allowance, Quotas};
+use crate::domain::run::RunFacts;
 use crate::domain::usage::{Counter, OpenWindow};
 use crate::store::events::{EventKey, NewEvent, Remembered, hold};
 use crate::store::notices::Notice;
@@ -138,7 +140,7 @@ impl<'a> Batch<'a> {
                 plan_version: self.plan_version,
                 metered,
                 run: request.said.run.clone(),
-                cost_picodollars: None,
+                cost_picodollars: self.cost(&request.said.run, facts.counted),
                 properties: request.said.properties.clone(),
                 facts: facts.clone(),
             });
@@ -185,6 +187,11 @@ impl<'a> Batch<'a> {
             remark: Remark::None,
         };
         Ok((stand.key, facts))
+    }
+
+    /// What a run cost us, if it was one and its model has a price.
+    pub fn cost(&self, run: &RunFacts, counted: i64) -> Option<i64> {
+        if counted > 0 { cost_of_run(&self.catalog.models, run, self.now) } else { None }
     }
 
     /// The plans file whose limits hold for a customer.
