@@ -1,6 +1,6 @@
 use bigdecimal::BigDecimal;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::plan::Catalog;
