@@ -1,6 +1,7 @@
 //! From a configuration to a running daemon: the one place where everything is wired together.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -57,11 +58,15 @@ pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartErr
 
 /// Reads and checks the plans file; its text is wanted too, because that is what versions hold.
 pub fn read_plans(config: &Config) -> Result<(String, Catalog), StartError> {
-    let path = &config.plans_path;
+    read_plans_at(&config.plans_path, "TOLLGATE_PLANS")
+}
+
+/// The same for any path; `named_by` is the variable or option that names it.
+pub fn read_plans_at(path: &Path, named_by: &str) -> Result<(String, Catalog), StartError> {
     let source = std::fs::read_to_string(path).map_err(|error| {
         let path = path.display();
         StartError::Config(format!(
-            "TOLLGATE_PLANS: {path} cannot be read ({error}); plans.example.toml is one to start from"
+            "{named_by}: {path} cannot be read ({error}); plans.example.toml is one to start from"
         ))
     })?;
     let catalog = Catalog::parse(&source).map_err(|errors| {
