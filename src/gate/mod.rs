@@ -273,12 +273,20 @@ fn share(ask: &Ask, writers: usize) -> usize {
     usize::try_from(hasher.finish() % writers as u64).unwrap_or_default()
 }
 
+fn half(about: usize) -> usize {
+    about.div_ceil(2).clamp(1, BATCH)
+}
+
 /// The writer: one batch after another until nobody can ask any more.
 async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
     let app = Arc::new(app);
     let mut books = Books::default();
     let mut taken = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut taken, BATCH).await > 0 {
+    let mut last = 0;
+    // Half of those who are about: while these are written, the others' answers are on their way
+    // and their next questions come in. Taking all leaves either the disk or the network idle.
+    while waiting.recv_many(&mut taken, half(last + waiting.len())).await > 0 {
+        last = taken.len();
         metrics::histogram!("tollgate_gate_batch_size").record(taken.len() as f64);
         let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (w.ask, w.reply)).unzip();
         let (app, known) = (app.clone(), std::mem::take(&mut books));

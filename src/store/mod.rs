@@ -103,11 +103,17 @@ impl Dialect {
     }
 
     /// SQLite has one writer: taking its lock first avoids the failed upgrade from reading to
-    /// writing, which no busy timeout covers. PostgreSQL locks rows as it meets them.
+    /// writing, which no busy timeout covers. PostgreSQL locks rows as it meets them; but it keeps
+    /// the plan it once made for a prepared statement, and one made while a table was small reads
+    /// the whole table ever after. Write transactions look up a few rows by their keys, so they
+    /// are told not to.
     fn begin(self) -> &'static str {
         match self {
             Self::Sqlite => "BEGIN IMMEDIATE",
-            Self::Postgres => "BEGIN",
+            Self::Postgres => {
+                "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                 SET LOCAL enable_mergejoin = off"
+            }
         }
     }
 
