@@ -31,6 +31,8 @@ pub struct Report {
     pub from: Timestamp,
     pub to: Timestamp,
     pub months: i64,
+    /// What the advice aims for.
+    pub target_margin_percent: u8,
     /// The last run of the period: a month that is not over looks better than it will be.
     pub last_run_at: Timestamp,
     pub unpriced: UnpricedRuns,
@@ -155,6 +157,7 @@ impl Ledger {
             from,
             to,
             months,
+            target_margin_percent: wishes.target_margin_percent,
             last_run_at: last,
             unpriced: self.unpriced_runs(),
             runs_out_of_order: self.out_of_order,
