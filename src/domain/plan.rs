@@ -196,6 +196,15 @@ impl Catalog {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
     }
 
+    /// The feature of that id, or, without an id, the only one there is.
+    pub fn feature_or_only(&self, id: Option<&str>) -> Option<&Feature> {
+        match id {
+            Some(id) => self.features.get(id),
+            None if self.features.len() == 1 => self.features.values().next(),
+            None => None,
+        }
+    }
+
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {
         self.plans
             .iter()

@@ -12,6 +12,7 @@ pub mod leases;
 pub mod notices;
 pub mod outbox;
 pub mod plans;
+pub mod reports;
 pub mod usage;
 
 use std::borrow::Cow;

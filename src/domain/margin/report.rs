@@ -21,6 +21,13 @@ pub struct Wishes {
     pub upgrade_percents: Vec<u8>,
 }
 
+/// A margin of 70 %, and five rates from nobody to everybody.
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { target_margin_percent: 70, upgrade_percents: vec![0, 10, 25, 50, 100] }
+    }
+}
+
 /// The whole report. Amounts are for the whole period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
