@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
 use crate::domain::answer::thousands;
 use crate::domain::plan::ModelPrices;
-use crate::domain::usage::MAX_QUANTITY;
+use crate::domain::run::RunFacts;
 
 /// A dollar amount in 10⁻¹² dollars. Prices per million tokens have at most six decimals, so what
 /// any number of tokens costs is a whole number of these: nothing is ever rounded on the way.
@@ -105,92 +104,26 @@ pub fn cost(
     i64::try_from(cost).map_err(|_| Unpriced::TooLarge)
 }
 
-/// What a run's `properties` say of its model and tokens; everything else in them is the caller's.
-///
-/// `input_tokens` counts all input, cached tokens included, and `cached_input_tokens` says how many
-/// of them came from the cache, as OpenAI, Gemini and OpenTelemetry's conventions for generative AI
-/// count. Anthropic's `input_tokens` leaves cached tokens out: add `cache_read_input_tokens` to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RunProperties {
-    pub model: Option<String>,
-    pub input_tokens: Option<i64>,
-    pub cached_input_tokens: Option<i64>,
-    pub output_tokens: Option<i64>,
+/// What a run cost, in picodollars, by what it says of itself; `None` if it names no tokens or no
+/// model with a price. It is then listed as such, never guessed.
+pub fn cost_of_run(
+    models: &BTreeMap<String, ModelPrices>,
+    run: &RunFacts,
+    at: Timestamp,
+) -> Option<i64> {
+    let tokens = Tokens::from(run);
+    let model = run.model.as_deref().filter(|_| tokens != Tokens::default())?;
+    cost(models, model, tokens, at).ok()
 }
 
-/// Which property is wrong. The message names what was wanted and never repeats what was there.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("properties.{field} {wanted}")]
-pub struct InvalidProperty {
-    pub field: &'static str,
-    pub wanted: &'static str,
-}
-
-/// The longest name of a model, as in the plans file.
-const MAX_MODEL_NAME: usize = 100;
-
-impl RunProperties {
-    /// Reads the four properties that have a meaning here.
-    ///
-    /// # Errors
-    /// The first that is of a wrong type or value. Null is as good as absent.
-    pub fn parse(properties: &Map<String, Value>) -> Result<Self, InvalidProperty> {
-        let parsed = Self {
-            model: model(properties)?,
-            input_tokens: tokens(properties, "input_tokens")?,
-            cached_input_tokens: tokens(properties, "cached_input_tokens")?,
-            output_tokens: tokens(properties, "output_tokens")?,
-        };
-        if parsed.cached_input_tokens.unwrap_or(0) > parsed.input_tokens.unwrap_or(0) {
-            return Err(InvalidProperty {
-                field: "cached_input_tokens",
-                wanted: "must be at most input_tokens, which include the cached ones",
-            });
+impl From<&RunFacts> for Tokens {
+    fn from(run: &RunFacts) -> Self {
+        Self {
+            input: run.input_tokens,
+            cached_input: run.cached_input_tokens,
+            output: run.output_tokens,
         }
-        Ok(parsed)
     }
-
-    /// The run's tokens; `None` if it says nothing of them, and then it has no cost either.
-    pub fn tokens(&self) -> Option<Tokens> {
-        if self.input_tokens.is_none() && self.output_tokens.is_none() {
-            return None;
-        }
-        Some(Tokens {
-            input: self.input_tokens.unwrap_or(0),
-            cached_input: self.cached_input_tokens.unwrap_or(0),
-            output: self.output_tokens.unwrap_or(0),
-        })
-    }
-
-    /// What the run cost, in picodollars; `None` if it names no tokens or no model with a price.
-    pub fn cost(&self, models: &BTreeMap<String, ModelPrices>, at: Timestamp) -> Option<i64> {
-        cost(models, self.model.as_deref()?, self.tokens()?, at).ok()
-    }
-}
-
-fn model(properties: &Map<String, Value>) -> Result<Option<String>, InvalidProperty> {
-    const FIELD: &str = "model";
-    let name = match properties.get(FIELD) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::String(name)) => name,
-        Some(_) => return Err(InvalidProperty { field: FIELD, wanted: "must be a string" }),
-    };
-    let fits =
-        (1..=MAX_MODEL_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic());
-    let wanted = "must be 1 to 100 printable ASCII characters without spaces";
-    fits.then(|| Some(name.clone())).ok_or(InvalidProperty { field: FIELD, wanted })
-}
-
-fn tokens(
-    properties: &Map<String, Value>,
-    field: &'static str,
-) -> Result<Option<i64>, InvalidProperty> {
-    let value = match properties.get(field) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(value) => value.as_i64().filter(|tokens| (0..=MAX_QUANTITY).contains(tokens)),
-    };
-    let wanted = "must be an integer from 0 to 1000000000";
-    value.map(Some).ok_or(InvalidProperty { field, wanted })
 }
 
 #[cfg(test)]

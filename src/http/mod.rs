@@ -44,6 +44,9 @@ pub fn router(daemon: Daemon) -> Router {
     let api = Router::new()
         .route("/v1/check", post(api::check))
         .route("/v1/track", post(api::track))
+        .route("/v1/track/batch", post(api::track_batch))
+        .route("/v1/reservations/{id}/commit", post(api::commit))
+        .route("/v1/reservations/{id}/release", post(api::release))
         .route(
             "/v1/customers/{id}",
             put(customers::put).get(customers::get).delete(customers::delete),

@@ -15,10 +15,7 @@ use crate::report::recorded::{midnight, month_until, read_recorded};
 
 /// `GET /admin/api/v1/report/pricing?from=&to=&feature_id=&target_margin=`: days in UTC; the last
 /// month unless told otherwise. `docs/pricing-report.schema.json` says what it answers.
-pub async fn pricing(
-    State(daemon): State<Daemon>,
-    query: Pairs,
-) -> Result<Json<Report>, ApiError> {
+pub async fn pricing(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Report>, ApiError> {
     Ok(Json(report(&daemon, query).await?))
 }
 

@@ -1,6 +1,6 @@
 use bigdecimal::BigDecimal;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::domain::plan::Catalog;
@@ -76,37 +76,11 @@ fn amounts_are_exact_for_machines_and_rounded_for_people() {
 }
 
 #[test]
-fn properties_are_read_and_mistakes_name_their_field() {
-    let read = |value: Value| RunProperties::parse(value.as_object().unwrap());
-    let full = read(json!({"model": "m", "input_tokens": 7, "cached_input_tokens": 7,
-                           "output_tokens": 0, "anything": ["else"]}))
-    .unwrap();
-    assert_eq!(full.tokens(), Some(Tokens { input: 7, cached_input: 7, output: 0 }));
-    let bare = read(json!({"model": "m", "input_tokens": null})).unwrap();
-    assert_eq!((bare.model.as_deref(), bare.tokens()), (Some("m"), None));
-    for (properties, complaint) in [
-        (json!({"model": 7}), "properties.model must be a string"),
-        (json!({"model": "a b"}), "properties.model must be 1 to 100 printable ASCII"),
-        (json!({"input_tokens": "7"}), "properties.input_tokens must be an integer from 0"),
-        (json!({"output_tokens": -1}), "properties.output_tokens must be an integer from 0"),
-        (json!({"output_tokens": 1.5}), "properties.output_tokens must be an integer from 0"),
-        (json!({"input_tokens": 1_000_000_001}), "properties.input_tokens must be an integer"),
-        (
-            json!({"input_tokens": 3, "cached_input_tokens": 4}),
-            "properties.cached_input_tokens must be at most input_tokens",
-        ),
-    ] {
-        let error = read(properties).unwrap_err().to_string();
-        assert!(error.starts_with(complaint), "{error}");
-    }
-}
-
-#[test]
 fn a_run_without_tokens_or_a_known_model_has_no_cost() {
     let models = models("1", "1", "1");
     let cost = |properties: Value| {
-        let run = RunProperties::parse(properties.as_object().unwrap()).unwrap();
-        run.cost(&models, at("2026-11-01T00:00:00Z"))
+        let (run, _) = RunFacts::from_properties(properties.as_object().unwrap().clone()).unwrap();
+        cost_of_run(&models, &run, at("2026-11-01T00:00:00Z"))
     };
     assert_eq!(cost(json!({"model": "m", "output_tokens": 3})), Some(3_000_000));
     assert_eq!(cost(json!({"model": "m"})), None);
