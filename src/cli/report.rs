@@ -107,51 +107,68 @@ fn unless_reader_left(written: io::Result<()>) -> Result<(), StartError> {
     }
 }
 
-async fn pricing(options: &Pricing) -> Result<(), StartError> {
-    // A file needs no daemon and no account, so its reader needs no configuration either.
-    let config = match options.csv {
-        Some(_) => None,
-        None => {
-            let config = Config::from_process();
-            Some(config.map_err(|errors| StartError::Config(errors.to_string()))?)
+/// Where the runs come from.
+enum Source<'a> {
+    /// A file needs no daemon and no account, so its reader needs no configuration either.
+    Csv(&'a Path),
+    Database(Box<Config>),
+}
+
+impl<'a> Source<'a> {
+    fn of(options: &'a Pricing) -> Result<Self, StartError> {
+        if let Some(csv) = &options.csv {
+            return Ok(Self::Csv(csv));
         }
-    };
-    let configured = config.as_ref().map_or(Path::new("plans.toml"), |config| &config.plans_path);
-    let plans = options.plans.as_deref().unwrap_or(configured);
+        let config = Config::from_process();
+        let config = config.map_err(|errors| StartError::Config(errors.to_string()))?;
+        Ok(Self::Database(Box::new(config)))
+    }
+
+    fn plans(&self) -> &Path {
+        match self {
+            Self::Csv(_) => Path::new("plans.toml"),
+            Self::Database(config) => &config.plans_path,
+        }
+    }
+
+    /// What is reported on where nothing is asked for: all of a file, the last month of a database.
+    fn span(&self, clock: &Clock) -> Span {
+        match self {
+            Self::Csv(_) => Span::default(),
+            Self::Database(_) => month_until(clock.now()),
+        }
+    }
+}
+
+async fn pricing(options: &Pricing) -> Result<(), StartError> {
+    let clock = Clock::system();
+    let source = Source::of(options)?;
+    let plans = options.plans.as_deref().unwrap_or(source.plans());
     let (_, catalog) = read_plans_at(plans, "--plans")?;
     let known = || catalog.features.keys().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
     let feature = catalog
         .feature_or_only(options.feature.as_deref())
         .ok_or_else(|| anyhow!("--feature must be one of {}", known()))?;
+    let today = tariff(plans, &catalog, feature)?;
     let changed = match &options.against {
         None => None,
         Some(path) => Some(tariff(path, &read_plans_at(path, "--against")?.1, feature)?),
     };
-    let today = tariff(plans, &catalog, feature)?;
-    let ledger = |span| {
-        Ledger::new(today, changed, span)
-            .map_err(|plan| anyhow!("the changed plans lack {plan}, which today's have"))
-    };
-    let asked = Span { from: options.from, to: options.to };
-    let ledger = match (&options.csv, &config) {
-        (Some(csv), _) => {
-            let mut ledger = ledger(asked)?;
-            read_files(options, csv, &catalog, &mut ledger)?;
-            ledger
-        }
-        (None, Some(config)) => {
-            let clock = Clock::system();
-            let month = month_until(clock.now());
-            let span = Span { from: asked.from.or(month.from), to: asked.to.or(month.to) };
-            let mut ledger = ledger(span)?;
+    let usual = source.span(&clock);
+    let span = Span { from: options.from.or(usual.from), to: options.to.or(usual.to) };
+    let mut ledger = Ledger::new(today, changed, span)
+        .map_err(|plan| anyhow!("the changed plans lack {plan}, which today's have"))?;
+    match &source {
+        Source::Csv(csv) => read_files(options, csv, &catalog, &mut ledger)?,
+        Source::Database(config) => {
             let store = open_store(config, clock).await?;
-            store.migrate().await?;
+            if !store.is_migrated().await? {
+                return Err(anyhow!("the schema is not up to date: run `tollgate migrate`").into());
+            }
             read_recorded(&store, &feature.id, span, &mut ledger).await?;
             store.close().await;
-            ledger
         }
-        (None, None) => unreachable!("without a file the configuration was read"),
-    };
+    }
     let wishes = Wishes {
         target_margin_percent: options.target_margin,
         upgrade_percents: options.upgrade_rates.clone(),

@@ -1,8 +1,10 @@
-//! The pricing report as founders and scripts meet it: the command as a process of its own.
+//! The pricing report as founders and scripts meet it: the command as a process of its own, and
+//! the daemon's answers.
 
 use serde_json::{Value, json};
 
 use crate::harness::process::{Finished, Machine};
+use crate::harness::world::{ADMIN_TOKEN, API_KEY, World};
 
 const TIERS: &str = include_str!("../../examples/three-tiers.toml");
 const SCHEMA: &str = include_str!("../../docs/pricing-report.schema.json");
@@ -217,4 +219,81 @@ async fn what_cannot_be_reported_on_is_said() {
     assert!(euros.stderr.contains("plans.starter.price.currency: the report"), "{euros:?}");
     let absent = pricing(&machine, &["--plans", "nowhere.toml"]).await;
     assert_eq!(absent.code, Some(78), "{absent:?}");
+}
+
+// --- from the daemon's own database ------------------------------------------------------------
+
+/// A run of 2,000 tokens afresh, 1,000 cached and 500 written: $0.0046 at the example's prices.
+async fn priced_run(world: &World, customer: &str, model: &str) {
+    let tokens = json!({"model": model, "input_tokens": 3000, "cached_input_tokens": 1000,
+                        "output_tokens": 500});
+    let body = json!({"customer_id": customer, "feature_id": "ai_runs", "send_event": true,
+                      "properties": tokens});
+    assert_eq!(world.call("POST", "/v1/check", &body).await.ok()["allowed"], true);
+}
+
+const REPORT: &str = "/admin/api/v1/report/pricing";
+
+both_databases! {
+    async fn runs_are_priced_as_they_are_recorded_and_reported(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("idle").await;
+        world.customer("acme").await;
+        for model in ["claude-haiku", "claude-haiku", "gpt-9"] {
+            priced_run(&world, "acme", model).await;
+        }
+        world.run("acme").await;
+        let report = world.call_as(ADMIN_TOKEN, "GET", REPORT, &Value::Null).await.ok();
+        assert_eq!((&report["from"], &report["to"]), (&json!("2026-10-02T00:00:00Z"), &json!("2026-11-02T00:00:00Z")));
+        assert_eq!((&report["months"], &report["all"]["customers"]), (&json!(1), &json!(2)));
+        assert_eq!(report["all"]["zero_usage_customers"], 1);
+        assert_eq!(report["totals"]["inference_cost_usd"], "0.0092");
+        assert_eq!(report["all"]["cost_per_unit_usd"], "0.0046");
+        let unpriced = json!({"runs": 2, "models": [{"model": "", "runs": 1}, {"model": "gpt-9", "runs": 1}]});
+        assert_eq!(report["unpriced"], unpriced);
+        let schema: Value = serde_json::from_str(SCHEMA).expect("the schema is JSON");
+        assert_eq!(unlike(&schema, &schema, &report, "report"), Vec::<String>::new());
+
+        let page = world.http.get(world.url("/admin/report/pricing")).bearer_auth(ADMIN_TOKEN);
+        let page = page.send().await.expect("the daemon answers");
+        assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+        let page = page.text().await.expect("text");
+        assert!(page.contains("<svg ") && page.contains("gpt-9 (1)"), "{page}");
+    }
+
+    async fn the_command_reads_the_daemons_database_too(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.runs("acme", 150).await;
+        priced_run(&world, "acme", "claude-haiku").await;
+        let machine = Machine::on(&db);
+        let plans = include_str!("../../plans.example.toml");
+        machine.write("changed.toml", &plans.replace("granted = 200,", "granted = 100,"));
+        let span = ["report", "pricing", "--json", "--from", "2026-11-01", "--to", "2026-12-01"];
+        let report = json_of(&machine.run(&[&span[..], &["--against", "changed.toml"]].concat()).await);
+        assert_eq!(report["all"]["units"], 151);
+        assert_eq!(report["today"]["gated_customers"], 0);
+        assert_eq!(report["changed"]["gated"][0]["customer_id"], "acme");
+        assert_eq!(report["totals"]["inference_cost_usd"], "0.0046");
+    }
+
+    async fn the_report_is_the_founders_alone_and_its_questions_are_checked(db: TestDb) {
+        let world = World::start(&db).await;
+        for path in [REPORT, "/admin/report/pricing"] {
+            let as_product = world.call_as(API_KEY, "GET", path, &Value::Null).await;
+            let as_nobody = world.call_as("nobody", "GET", path, &Value::Null).await;
+            assert_eq!((as_product.status, as_nobody.status), (403, 401), "{path}");
+            assert_eq!(world.call_as(ADMIN_TOKEN, "GET", path, &Value::Null).await.error(), "no_runs");
+        }
+        for (query, error) in [
+            ("from=yesterday", "invalid_value: from"),
+            ("from=2026-11-02&to=2026-11-01", "invalid_value: to"),
+            ("feature_id=seats", "invalid_value: feature_id"),
+            ("target_margin=100", "invalid_value: target_margin"),
+            ("month=11", "unknown_field: month"),
+        ] {
+            let reply = world.call_as(ADMIN_TOKEN, "GET", &format!("{REPORT}?{query}"), &Value::Null).await;
+            assert_eq!((reply.status, reply.error().as_str()), (422, error), "{query}");
+        }
+    }
 }
