@@ -12,7 +12,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::domain::margin::{Ledger, Report, Span, Tariff, Wishes};
 use crate::domain::plan::{Catalog, Feature};
-use crate::report::csv::{COLUMNS, CsvError, Names, Progress, read_customers, read_usage};
+use crate::report::csv::{CsvError, Names, Progress, read_customers, read_usage};
 use crate::report::recorded::{midnight, month_until, read_recorded};
 use crate::report::{example, html, text};
 
@@ -78,9 +78,7 @@ pub struct Pricing {
 
 fn renamed(text: &str) -> Result<(String, String), String> {
     let (column, name) = text.split_once('=').ok_or("must be COLUMN=NAME")?;
-    if !COLUMNS.contains(&column) {
-        return Err(format!("COLUMN is one of {}", COLUMNS.join(", ")));
-    }
+    Names::default().set(column, name)?;
     Ok((column.to_owned(), name.to_owned()))
 }
 
@@ -284,8 +282,7 @@ impl Progress for Console {
     }
 
     fn bad_line(&mut self, error: CsvError) -> Result<(), CsvError> {
-        let may_go_on = self.skip_bad && matches!(error, CsvError::BadLine { .. });
-        if !may_go_on {
+        if !self.skip_bad {
             return Err(error);
         }
         self.skipped += 1;

@@ -71,7 +71,7 @@ fn axes<'a, 'b>(
     ChartBuilder::on(area)
         .margin(8)
         .margin_top(22)
-        .margin_right(16)
+        .margin_right(28)
         .x_label_area_size(50)
         .y_label_area_size(66)
         .build_cartesian_2d(x, y)
@@ -239,7 +239,8 @@ pub fn margin_by_percentile(report: &Report) -> Result<String, DrawError> {
     svg(WIDE, "Gross margin by percentile of customers", |area| {
         let mut chart = axes(area, 1..100, bottom..100)?;
         let names = ("customers, lightest to heaviest", "gross margin");
-        mesh(&mut chart, names, &|x| format!("p{x}"), &|y| format!("{y} %"))?;
+        let floor = |y: &i64| if *y == LOWEST_MARGIN { "≤ " } else { "" };
+        mesh(&mut chart, names, &|x| format!("p{x}"), &|y| format!("{}{y} %", floor(y)))?;
         if bottom < 0 {
             dashed(&mut chart, [(1, 0), (100, 0)], ALARM)?;
         }
