@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Credentials, Plans, PlansFile, PlansRefused, check_plans_in_use};
+use crate::app::{
+    App, Credentials, Nudges, Plans, PlansFile, PlansRefused, Shared, check_plans_in_use,
+};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::link::Links;
@@ -191,24 +193,24 @@ pub async fn start(
     let version = tx.activate_plans(&source).await?;
     tx.commit().await?;
     let replica_id = entropy.id("replica", clock.now()).into();
-    let app = App {
+    let app = App::new(Shared {
         clock,
         entropy,
         store,
         plans: Plans::new(version, catalog),
-        plans_file: Arc::new(PlansFile::new(config.plans_path.clone(), source)),
+        plans_file: PlansFile::new(config.plans_path.clone(), source),
         stripe,
-        mailer: mailer.map(Arc::new),
-        templates: Arc::new(templates),
+        mailer,
+        templates,
         links,
-        credentials: Arc::new(Credentials {
+        credentials: Credentials {
             api_key: config.api_key.clone(),
             admin_token: config.admin_token.clone(),
             webhook_secrets: config.stripe_webhook_secrets.clone(),
-        }),
-        nudges: Arc::default(),
+        },
+        nudges: Nudges::default(),
         replica_id,
-    };
+    });
     tracing::info!(%address, plans = version, "listening");
     let jobs = match drive {
         Drive::Loops => Jobs::start(&app),
@@ -229,7 +231,7 @@ fn run(
     let metrics = recorder();
     let (gate, writer) = Gate::start(app.clone());
     let daemon = Daemon {
-        keys: Arc::new(KeyRing::new(app.credentials.api_key.as_ref(), config.rate_limit)),
+        keys: Arc::new(KeyRing::new(&app.credentials, config.rate_limit)),
         app: app.clone(),
         gate,
         jobs: jobs.clone(),

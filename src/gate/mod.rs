@@ -121,7 +121,7 @@ impl Gate {
     /// Decides, counts if so asked, and words the answer.
     pub async fn ask(&self, request: Request) -> Result<Answer, GateError> {
         let decided = if request.intent == Intent::Check && request.key.is_none() {
-            match self.look(&request).await {
+            match look_to_its_end(&self.app, &request).await {
                 // Whoever is not known yet is made known by the writer.
                 Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {
                     self.queue(Ask::Run(request)).await?
@@ -180,51 +180,58 @@ impl Gate {
         queue.try_send(Waiting { ask, reply }).map_err(|_| GateError::Overloaded)?;
         Ok(answer)
     }
+}
 
-    /// Decides without counting and without the writer.
-    async fn look(&self, request: &Request) -> Result<Decided, GateError> {
-        let (plan_version, active) = self.app.plans.active();
-        let customer = self.app.store.customer(&request.customer_id).await?;
-        let customer = customer.ok_or(GateError::UnknownCustomer)?;
-        if !active.features.contains_key(&request.feature_id) {
-            return Err(GateError::UnknownFeature);
-        }
-        let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
-        let now = self.app.clock.now();
-        let period = customer.tier.cycle.period_at(now);
-        let key = CounterKey {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            series: customer.tier.cycle.series,
-            period_start: period.start,
-        };
-        let counter = self.app.store.counter(&key).await?;
-        let terms = terms_of(&self.app, &customer).await?;
-        let quotas = quotas_of(&self.app, &customer, &request.feature_id).await?;
-        let tier = &customer.tier;
-        let feature_id = request.feature_id.as_str();
-        let allowance = tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
-        let entitlement = tier.entitlement(&terms, allowance, now);
-        let verdict = decide(entitlement, counter.usage, counter.reserved, value, request.intent);
-        let facts = Facts {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            plan_id: tier.plan(&terms).map(|plan| plan.id.clone()),
-            intent: request.intent,
-            asked: value,
-            counted: 0,
-            reason: verdict.reason,
-            particular: particular(&customer, allowance, counter.usage),
-            usage: counter.usage,
-            reserved: counter.reserved,
-            period,
-            decided_at: now,
-            event_id: None,
-            hold: None,
-            remark: Remark::None,
-        };
-        Ok((facts, plan_version))
+/// A caller that hangs up must not leave a question half-way through the database's answers.
+async fn look_to_its_end(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (app, request) = (app.clone(), request.clone());
+    let looked = tokio::spawn(async move { look(&app, &request).await });
+    looked.await.unwrap_or(Err(GateError::Unavailable(None)))
+}
+
+/// Decides without counting and without the writer.
+async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (plan_version, active) = app.plans.active();
+    let customer = app.store.customer(&request.customer_id).await?;
+    let customer = customer.ok_or(GateError::UnknownCustomer)?;
+    if !active.features.contains_key(&request.feature_id) {
+        return Err(GateError::UnknownFeature);
     }
+    let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
+    let now = app.clock.now();
+    let period = customer.tier.cycle.period_at(now);
+    let key = CounterKey {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        series: customer.tier.cycle.series,
+        period_start: period.start,
+    };
+    let counter = app.store.counter(&key).await?;
+    let terms = terms_of(app, &customer).await?;
+    let quotas = quotas_of(app, &customer, &request.feature_id).await?;
+    let tier = &customer.tier;
+    let feature_id = request.feature_id.as_str();
+    let allowance = tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
+    let entitlement = tier.entitlement(&terms, allowance, now);
+    let verdict = decide(entitlement, counter.usage, counter.reserved, value, request.intent);
+    let facts = Facts {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        plan_id: tier.plan(&terms).map(|plan| plan.id.clone()),
+        intent: request.intent,
+        asked: value,
+        counted: 0,
+        reason: verdict.reason,
+        particular: particular(&customer, allowance, counter.usage),
+        usage: counter.usage,
+        reserved: counter.reserved,
+        period,
+        decided_at: now,
+        event_id: None,
+        hold: None,
+        remark: Remark::None,
+    };
+    Ok((facts, plan_version))
 }
 
 async fn decided(answer: Reply) -> Result<Decided, GateError> {
