@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::domain::cost::{self, Tokens};
 use crate::domain::margin::{Ledger, Run};
 use crate::domain::plan::ModelPrices;
-use crate::domain::usage::MAX_QUANTITY;
+use crate::domain::run::MAX_TOKENS;
 
 /// The columns, by the names they have unless told otherwise. The last two may be absent.
 pub const COLUMNS: [&str; 7] = [
@@ -249,11 +249,12 @@ fn customer<'a>(rows: &'a Rows, ledger: &Ledger) -> Result<(&'a str, Option<usiz
 
 fn tokens(rows: &Rows, column: usize) -> Result<i64, String> {
     let field = rows.field(column);
-    let digits = !field.is_empty() && field.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(field).ok().filter(|_| digits).and_then(|f| f.parse().ok());
-    number
-        .filter(|tokens| (0..=MAX_QUANTITY).contains(tokens))
-        .ok_or_else(|| format!("{} must be an integer from 0 to {MAX_QUANTITY}", COLUMNS[column]))
+    let append = |sum: i64, digit: &u8| {
+        let sum = digit.is_ascii_digit().then(|| sum * 10 + i64::from(digit - b'0'));
+        sum.filter(|tokens| *tokens <= MAX_TOKENS)
+    };
+    let number = field.iter().try_fold(0, append).filter(|_| !field.is_empty());
+    number.ok_or_else(|| format!("{} must be an integer from 0 to {MAX_TOKENS}", COLUMNS[column]))
 }
 
 /// Reads times. The day that was read last is remembered: rows mostly come day by day, and the
