@@ -7,12 +7,14 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::start::{StartError, read_plans_at};
-use crate::clock::Timestamp;
+use super::start::{StartError, open_store, read_plans_at};
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
 use crate::domain::margin::{Ledger, Report, Span, Tariff, Wishes};
 use crate::domain::plan::{Catalog, Feature};
-use crate::report::csv::{COLUMNS, CsvError, Names, Progress, read_customers, read_usage};
-use crate::report::{example, text};
+use crate::report::csv::{CsvError, Names, Progress, read_customers, read_usage};
+use crate::report::recorded::{midnight, month_until, read_recorded};
+use crate::report::{example, html, text};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -27,34 +29,36 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Pricing {
-    /// Usage, one row per run.
+    /// Usage, one row per run. Without it the daemon's own database is read.
     #[arg(long, value_name = "FILE")]
-    csv: PathBuf,
+    csv: Option<PathBuf>,
     /// What a column is called in the file, such as timestamp=created_at; may be repeated.
     /// Columns: customer, timestamp, model, input_tokens (cached ones included), output_tokens,
     /// and if there are any cached_input_tokens and plan.
-    #[arg(long, value_name = "COLUMN=NAME", value_parser = renamed)]
+    #[arg(long, value_name = "COLUMN=NAME", value_parser = renamed, requires = "csv")]
     column: Vec<(String, String)>,
     /// A CSV file of all customers with a column customer, and plan if you like: so that those
     /// without a run are counted.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "csv")]
     customers: Option<PathBuf>,
     /// Leave out lines that cannot be read, instead of stopping at the first.
-    #[arg(long)]
+    #[arg(long, requires = "csv")]
     skip_bad: bool,
-    /// Your plans.
-    #[arg(long, value_name = "FILE", default_value = "plans.toml")]
-    plans: PathBuf,
+    /// Your plans; by default plans.toml, or for the daemon's database TOLLGATE_PLANS.
+    #[arg(long, value_name = "FILE")]
+    plans: Option<PathBuf>,
     /// Changed plans, to see what the same usage would have met under them.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// What is metered, if the plans file has several features.
     #[arg(long, value_name = "FEATURE")]
     feature: Option<String>,
-    /// The first day (UTC), from which months are counted; by default that of the first row.
+    /// The first day (UTC), from which months are counted; by default that of the first row, or
+    /// for the daemon's database a month ago.
     #[arg(long, value_name = "DAY", value_parser = day)]
     from: Option<Timestamp>,
-    /// The day after the last one (UTC); by default the end of the last row's month.
+    /// The day after the last one (UTC); by default the end of the last row's month, or for the
+    /// daemon's database tomorrow.
     #[arg(long, value_name = "DAY", value_parser = day)]
     to: Option<Timestamp>,
     /// The gross margin to aim for, in percent.
@@ -74,48 +78,95 @@ pub struct Pricing {
 
 fn renamed(text: &str) -> Result<(String, String), String> {
     let (column, name) = text.split_once('=').ok_or("must be COLUMN=NAME")?;
-    if !COLUMNS.contains(&column) {
-        return Err(format!("COLUMN is one of {}", COLUMNS.join(", ")));
-    }
+    Names::default().set(column, name)?;
     Ok((column.to_owned(), name.to_owned()))
 }
 
-fn day(text: &str) -> Result<Timestamp, String> {
-    let day: jiff::civil::Date = text.parse().map_err(|_| "must be a day such as 2026-10-01")?;
-    let midnight = day.to_zoned(jiff::tz::TimeZone::UTC).map_err(|error| error.to_string())?;
-    Ok(Timestamp::from_jiff(midnight.timestamp()))
+fn day(text: &str) -> Result<Timestamp, &'static str> {
+    midnight(text).ok_or("must be a day such as 2026-10-01")
 }
 
 pub async fn run(command: Command) -> Result<(), StartError> {
     match command {
-        Command::Pricing(options) => pricing(&options),
+        Command::Pricing(options) => pricing(&options).await,
         Command::ExampleCsv { rows } => {
             let mut out = BufWriter::new(io::stdout().lock());
-            match example::write_usage(&mut out, rows).and_then(|()| out.flush()) {
-                // Whoever reads has enough.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-                done => Ok(done?),
-            }
+            let written = example::write_usage(&mut out, rows).and_then(|()| out.flush());
+            unless_reader_left(written)
         }
     }
 }
 
-fn pricing(options: &Pricing) -> Result<(), StartError> {
-    let (_, catalog) = read_plans_at(&options.plans, "--plans")?;
-    let feature = feature(&catalog, options.feature.as_deref())?;
-    let unfit = |path: &Path, error| StartError::Config(format!("{}: {error}", path.display()));
-    let today = Tariff::of(&catalog, &feature.id).map_err(|error| unfit(&options.plans, error))?;
+/// Whoever closes our output has read enough of it.
+fn unless_reader_left(written: io::Result<()>) -> Result<(), StartError> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+/// Where the runs come from.
+enum Source<'a> {
+    /// A file needs no daemon and no account, so its reader needs no configuration either.
+    Csv(&'a Path),
+    Database(Box<Config>),
+}
+
+impl<'a> Source<'a> {
+    fn of(options: &'a Pricing) -> Result<Self, StartError> {
+        if let Some(csv) = &options.csv {
+            return Ok(Self::Csv(csv));
+        }
+        let config = Config::from_process();
+        let config = config.map_err(|errors| StartError::Config(errors.to_string()))?;
+        Ok(Self::Database(Box::new(config)))
+    }
+
+    fn plans(&self) -> &Path {
+        match self {
+            Self::Csv(_) => Path::new("plans.toml"),
+            Self::Database(config) => &config.plans_path,
+        }
+    }
+
+    /// What is reported on where nothing is asked for: all of a file, the last month of a database.
+    fn span(&self, clock: &Clock) -> Span {
+        match self {
+            Self::Csv(_) => Span::default(),
+            Self::Database(_) => month_until(clock.now()),
+        }
+    }
+}
+
+async fn pricing(options: &Pricing) -> Result<(), StartError> {
+    let clock = Clock::system();
+    let source = Source::of(options)?;
+    let plans = options.plans.as_deref().unwrap_or(source.plans());
+    let (_, catalog) = read_plans_at(plans, "--plans")?;
+    let known = || catalog.features.keys().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
+    let feature = catalog
+        .feature_or_only(options.feature.as_deref())
+        .ok_or_else(|| anyhow!("--feature must be one of {}", known()))?;
+    let today = tariff(plans, &catalog, feature)?;
     let changed = match &options.against {
         None => None,
-        Some(path) => {
-            let (_, changed) = read_plans_at(path, "--against")?;
-            Some(Tariff::of(&changed, &feature.id).map_err(|error| unfit(path, error))?)
-        }
+        Some(path) => Some(tariff(path, &read_plans_at(path, "--against")?.1, feature)?),
     };
-    let span = Span { from: options.from, to: options.to };
+    let usual = source.span(&clock);
+    let span = Span { from: options.from.or(usual.from), to: options.to.or(usual.to) };
     let mut ledger = Ledger::new(today, changed, span)
         .map_err(|plan| anyhow!("the changed plans lack {plan}, which today's have"))?;
-    read_files(options, &catalog, &mut ledger)?;
+    match &source {
+        Source::Csv(csv) => read_files(options, csv, &catalog, &mut ledger)?,
+        Source::Database(config) => {
+            let store = open_store(config, clock).await?;
+            if !store.is_migrated().await? {
+                return Err(anyhow!("the schema is not up to date: run `tollgate migrate`").into());
+            }
+            read_recorded(&store, &feature.id, span, &mut ledger).await?;
+            store.close().await;
+        }
+    }
     let wishes = Wishes {
         target_margin_percent: options.target_margin,
         upgrade_percents: options.upgrade_rates.clone(),
@@ -124,17 +175,17 @@ fn pricing(options: &Pricing) -> Result<(), StartError> {
     show(options, &report)
 }
 
-fn feature<'a>(catalog: &'a Catalog, wanted: Option<&str>) -> Result<&'a Feature, StartError> {
-    let known = || catalog.features.keys().map(|id| id.as_str()).collect::<Vec<_>>().join(", ");
-    let found = match wanted {
-        Some(id) => catalog.features.values().find(|feature| feature.id.as_str() == id),
-        None if catalog.features.len() == 1 => catalog.features.values().next(),
-        None => None,
-    };
-    found.ok_or_else(|| anyhow!("--feature must be one of {}", known()).into())
+fn tariff(path: &Path, catalog: &Catalog, feature: &Feature) -> Result<Tariff, StartError> {
+    let tariff = Tariff::of(catalog, &feature.id);
+    tariff.map_err(|error| StartError::Config(format!("{}: {error}", path.display())))
 }
 
-fn read_files(options: &Pricing, catalog: &Catalog, ledger: &mut Ledger) -> Result<(), StartError> {
+fn read_files(
+    options: &Pricing,
+    csv: &Path,
+    catalog: &Catalog,
+    ledger: &mut Ledger,
+) -> Result<(), StartError> {
     let mut names = Names::default();
     for (column, name) in &options.column {
         names.set(column, name).map_err(anyhow::Error::msg)?;
@@ -143,8 +194,8 @@ fn read_files(options: &Pricing, catalog: &Catalog, ledger: &mut Ledger) -> Resu
     if let Some(customers) = &options.customers {
         read_customers(customers, &names, ledger, &mut console).map_err(anyhow::Error::from)?;
     }
-    console.begin(std::fs::metadata(&options.csv).map_or(0, |file| file.len()));
-    let rows = read_usage(&options.csv, &names, &catalog.models, ledger, &mut console);
+    console.begin(std::fs::metadata(csv).map_or(0, |file| file.len()));
+    let rows = read_usage(csv, &names, &catalog.models, ledger, &mut console);
     console.end(rows.as_ref().copied().unwrap_or(0));
     rows.map_err(anyhow::Error::from)?;
     Ok(())
@@ -152,7 +203,7 @@ fn read_files(options: &Pricing, catalog: &Catalog, ledger: &mut Ledger) -> Resu
 
 fn show(options: &Pricing, report: &Report) -> Result<(), StartError> {
     if let Some(path) = &options.html {
-        let page = crate::report::html::render(report).context("the page cannot be drawn")?;
+        let page = html::render(report).context("the page cannot be drawn")?;
         std::fs::write(path, page).with_context(|| path.display().to_string())?;
         eprintln!("the page is in {}", path.display());
     }
@@ -164,10 +215,7 @@ fn show(options: &Pricing, report: &Report) -> Result<(), StartError> {
     } else {
         Ok(())
     };
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => Ok(done?),
-    }
+    unless_reader_left(written)
 }
 
 /// Tells how far the reading is: a bar on a terminal, a line per tenth of the file elsewhere.
@@ -234,8 +282,7 @@ impl Progress for Console {
     }
 
     fn bad_line(&mut self, error: CsvError) -> Result<(), CsvError> {
-        let may_go_on = self.skip_bad && matches!(error, CsvError::BadLine { .. });
-        if !may_go_on {
+        if !self.skip_bad {
             return Err(error);
         }
         self.skipped += 1;

@@ -265,6 +265,15 @@ impl Catalog {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
     }
 
+    /// The feature of that id, or, without an id, the only one there is.
+    pub fn feature_or_only(&self, id: Option<&str>) -> Option<&Feature> {
+        match id {
+            Some(id) => self.features.get(id),
+            None if self.features.len() == 1 => self.features.values().next(),
+            None => None,
+        }
+    }
+
     /// The plans whose customers find other limits in `new`, by rank: a feature has come or gone,
     /// or another number or enforcement holds for it. A plan that is gone is among them, one that
     /// is new is not: nobody is on it yet.

@@ -9,6 +9,7 @@ pub mod error;
 pub mod json;
 pub mod ops;
 pub mod pages;
+pub mod report;
 pub mod server;
 pub mod webhook;
 
@@ -62,6 +63,8 @@ pub fn router(daemon: Daemon) -> Router {
         .route("/admin/api/v1/inbox", get(admin::inbox))
         .route("/admin/api/v1/outbox", get(admin::outbox))
         .route("/admin/api/v1/jobs", get(admin::jobs))
+        .route("/admin/api/v1/report/pricing", get(report::pricing))
+        .route("/admin/report/pricing", get(report::pricing_page))
         .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_admin));
     let open = Router::new()
         .route("/webhooks/stripe", post(webhook::stripe))

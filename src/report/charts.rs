@@ -34,6 +34,8 @@ const LINES: [RGBColor; 4] =
     [RGBColor(5, 5, 5), RGBColor(6, 6, 6), RGBColor(7, 7, 7), RGBColor(8, 8, 8)];
 
 const FONT: &str = "inherit";
+/// The library writes four fifths of it.
+const FONT_SIZE: u32 = 16;
 const SMALL: (u32, u32) = (560, 300);
 const WIDE: (u32, u32) = (1160, 340);
 
@@ -69,9 +71,9 @@ fn axes<'a, 'b>(
     ChartBuilder::on(area)
         .margin(8)
         .margin_top(22)
-        .margin_right(16)
-        .x_label_area_size(44)
-        .y_label_area_size(58)
+        .margin_right(28)
+        .x_label_area_size(50)
+        .y_label_area_size(66)
         .build_cartesian_2d(x, y)
 }
 
@@ -81,7 +83,7 @@ fn mesh(
     x_label: &dyn Fn(&i64) -> String,
     y_label: &dyn Fn(&i64) -> String,
 ) -> Result<(), DrawError> {
-    let labels = (FONT, 13).into_font().color(&FAINT);
+    let labels = (FONT, FONT_SIZE).into_font().color(&FAINT);
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -118,7 +120,7 @@ fn words(
     pos: plotters::style::text_anchor::Pos,
     shift: (i32, i32),
 ) -> Result<(), DrawError> {
-    let style = TextStyle::from((FONT, 13).into_font()).color(&color).pos(pos);
+    let style = TextStyle::from((FONT, FONT_SIZE).into_font()).color(&color).pos(pos);
     let text = EmptyElement::at(at) + Text::new(text, shift, style);
     chart.draw_series(std::iter::once(text))?;
     Ok(())
@@ -151,7 +153,12 @@ pub fn distribution(report: &Report, plan: &PlanReport, index: usize) -> Result<
         let bar = |(at, customers): (usize, &usize)| {
             let left = step * at as i64;
             let is_over = plan.granted.is_some_and(|granted| left >= granted);
-            let color = if is_over { ALARM } else { LINES[index % LINES.len()] };
+            let color = match is_over {
+                false => LINES[index % LINES.len()].to_rgba(),
+                // Nobody is turned away at a soft limit.
+                true if plan.is_hard => ALARM.to_rgba(),
+                true => LINES[index % LINES.len()].mix(0.45),
+            };
             let corners = [(left, *customers as i64), (left + step, 0)];
             let mut bar = Rectangle::new(corners, color.filled());
             bar.set_margin(0, 0, 1, 1);
@@ -232,10 +239,15 @@ pub fn margin_by_percentile(report: &Report) -> Result<String, DrawError> {
     svg(WIDE, "Gross margin by percentile of customers", |area| {
         let mut chart = axes(area, 1..100, bottom..100)?;
         let names = ("customers, lightest to heaviest", "gross margin");
-        mesh(&mut chart, names, &|x| format!("p{x}"), &|y| format!("{y} %"))?;
+        let floor = |y: &i64| if *y == LOWEST_MARGIN { "≤ " } else { "" };
+        mesh(&mut chart, names, &|x| format!("p{x}"), &|y| format!("{}{y} %", floor(y)))?;
         if bottom < 0 {
             dashed(&mut chart, [(1, 0), (100, 0)], ALARM)?;
         }
+        let target = i64::from(report.target_margin_percent);
+        dashed(&mut chart, [(1, target), (100, target)], INK)?;
+        let text = format!("target {target} %");
+        words(&mut chart, text, (1, target), INK, pos(HPos::Left, VPos::Top), (6, 4))?;
         for (index, line) in &lines {
             let color = LINES[index % LINES.len()];
             chart.draw_series(LineSeries::new(line.iter().copied(), color.stroke_width(3)))?;

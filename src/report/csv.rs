@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::domain::cost::{self, Tokens};
 use crate::domain::margin::{Ledger, Run};
 use crate::domain::plan::ModelPrices;
-use crate::domain::usage::MAX_QUANTITY;
+use crate::domain::run::MAX_TOKENS;
 
 /// The columns, by the names they have unless told otherwise. The last two may be absent.
 pub const COLUMNS: [&str; 7] = [
@@ -38,11 +38,18 @@ const ROWS_PER_TICK: u64 = 1 << 16;
 
 /// What the columns are called in a file; by default as in [`COLUMNS`].
 #[derive(Debug, Clone)]
-pub struct Names([String; COLUMNS.len()], [bool; COLUMNS.len()]);
+pub struct Names([Name; COLUMNS.len()]);
+
+#[derive(Debug, Clone)]
+struct Name {
+    text: String,
+    /// Whether it was given: then the column must be there.
+    is_given: bool,
+}
 
 impl Default for Names {
     fn default() -> Self {
-        Self(COLUMNS.map(str::to_owned), [false; COLUMNS.len()])
+        Self(COLUMNS.map(|column| Name { text: column.to_owned(), is_given: false }))
     }
 }
 
@@ -53,11 +60,8 @@ impl Names {
     /// What was wanted, if there is no such column.
     pub fn set(&mut self, column: &str, name: &str) -> Result<(), String> {
         let at = COLUMNS.iter().position(|known| *known == column);
-        let at = at.ok_or_else(|| {
-            format!("there is no column {column:?}: it is one of {}", COLUMNS.join(", "))
-        })?;
-        name.clone_into(&mut self.0[at]);
-        self.1[at] = true;
+        let at = at.ok_or_else(|| format!("COLUMN must be one of {}", COLUMNS.join(", ")))?;
+        self.0[at] = Name { text: name.to_owned(), is_given: true };
         Ok(())
     }
 }
@@ -77,10 +81,10 @@ pub enum CsvError {
 pub trait Progress {
     /// So many bytes of the file are read.
     fn at(&mut self, bytes: u64);
-    /// A line could not be used. Without an error the reader goes on to the next.
+    /// A line could not be used; the reader goes on to the next.
     ///
     /// # Errors
-    /// The reader's own answer, if it is to stop.
+    /// The error it was told, if the reader is to stop there.
     fn bad_line(&mut self, error: CsvError) -> Result<(), CsvError>;
 }
 
@@ -95,7 +99,7 @@ pub fn read_usage(
     ledger: &mut Ledger,
     progress: &mut dyn Progress,
 ) -> Result<u64, CsvError> {
-    let mut rows = Rows::open(path, names, REQUIRED)?;
+    let mut rows = Rows::open(path, names, |at| at < REQUIRED || names.0[at].is_given)?;
     let mut moments = Moments::default();
     let mut count = 0;
     loop {
@@ -107,7 +111,8 @@ pub fn read_usage(
                     progress.bad_line(rows.bad_line(wanted))?;
                 }
             }
-            Err(error) => progress.bad_line(error)?,
+            Err(error @ CsvError::BadLine { .. }) => progress.bad_line(error)?,
+            Err(error) => return Err(error),
         }
         count += 1;
         if count % ROWS_PER_TICK == 0 {
@@ -129,7 +134,7 @@ pub fn read_customers(
     ledger: &mut Ledger,
     progress: &mut dyn Progress,
 ) -> Result<(), CsvError> {
-    let mut rows = Rows::open(path, names, CUSTOMER + 1)?;
+    let mut rows = Rows::open(path, names, |at| at == CUSTOMER)?;
     loop {
         match rows.next() {
             Ok(false) => return Ok(()),
@@ -139,7 +144,8 @@ pub fn read_customers(
                 }
                 Err(wanted) => progress.bad_line(rows.bad_line(wanted))?,
             },
-            Err(error) => progress.bad_line(error)?,
+            Err(error @ CsvError::BadLine { .. }) => progress.bad_line(error)?,
+            Err(error) => return Err(error),
         }
     }
 }
@@ -154,16 +160,20 @@ struct Rows {
 }
 
 impl Rows {
-    fn open(path: &Path, names: &Names, required: usize) -> Result<Self, CsvError> {
+    fn open(
+        path: &Path,
+        names: &Names,
+        is_needed: impl Fn(usize) -> bool,
+    ) -> Result<Self, CsvError> {
         let unreadable = |error| CsvError::Unreadable { path: path.to_owned(), error };
         let file: Box<dyn Read> = Box::new(File::open(path).map_err(unreadable)?);
         let mut reader = ReaderBuilder::new().buffer_capacity(1 << 20).from_reader(file);
         let header = reader.byte_headers().map_err(|error| unreadable(error.into()))?.clone();
         let mut places = [None; COLUMNS.len()];
         for (at, column) in COLUMNS.into_iter().enumerate() {
-            let name = &names.0[at];
+            let name = &names.0[at].text;
             places[at] = header.iter().position(|field| field.trim_ascii() == name.as_bytes());
-            if places[at].is_none() && (at < required || names.1[at] && required == REQUIRED) {
+            if places[at].is_none() && is_needed(at) {
                 let header: Vec<_> = header.iter().map(String::from_utf8_lossy).collect();
                 let (path, name) = (path.to_owned(), name.clone());
                 return Err(CsvError::NoColumn { path, column, name, header: header.join(", ") });
@@ -239,11 +249,12 @@ fn customer<'a>(rows: &'a Rows, ledger: &Ledger) -> Result<(&'a str, Option<usiz
 
 fn tokens(rows: &Rows, column: usize) -> Result<i64, String> {
     let field = rows.field(column);
-    let digits = !field.is_empty() && field.iter().all(u8::is_ascii_digit);
-    let number = std::str::from_utf8(field).ok().filter(|_| digits).and_then(|f| f.parse().ok());
-    number
-        .filter(|tokens| (0..=MAX_QUANTITY).contains(tokens))
-        .ok_or_else(|| format!("{} must be an integer from 0 to {MAX_QUANTITY}", COLUMNS[column]))
+    let append = |sum: i64, digit: &u8| {
+        let sum = digit.is_ascii_digit().then(|| sum * 10 + i64::from(digit - b'0'));
+        sum.filter(|tokens| *tokens <= MAX_TOKENS)
+    };
+    let number = field.iter().try_fold(0, append).filter(|_| !field.is_empty());
+    number.ok_or_else(|| format!("{} must be an integer from 0 to {MAX_TOKENS}", COLUMNS[column]))
 }
 
 /// Reads times. The day that was read last is remembered: rows mostly come day by day, and the

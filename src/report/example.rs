@@ -68,10 +68,11 @@ pub fn write_usage(out: &mut impl Write, rows: u64) -> io::Result<()> {
         let index = customers.partition_point(|customer| customer.weight_ends <= drawn);
         let seconds = u128::from(row) * u128::from(MONTH_SECONDS) / u128::from(rows);
         let at = Timestamp::from_seconds(START.seconds() + seconds as i64);
-        let model = if numbers.next() % 1000 == 0 { "claude-next" } else { "claude-haiku" };
+        let model =
+            if numbers.next().is_multiple_of(1000) { "claude-next" } else { "claude-haiku" };
         let Customer { plan, run_size, .. } = customers[index];
         let input = run_size * (500 + numbers.small_below(16_000));
-        let cached = if numbers.next() % 3 == 0 { input * 4 / 5 } else { 0 };
+        let cached = if numbers.next().is_multiple_of(3) { input * 4 / 5 } else { 0 };
         let output = run_size * (100 + numbers.small_below(4000));
         writeln!(out, "c{:05},{at},{model},{input},{output},{cached},{plan}", index + 1)?;
     }

@@ -58,8 +58,11 @@ pub fn render(report: &Report) -> anyhow::Result<String> {
         (report.feature_name.as_str(), thousands(report.all.units)),
         ("revenue", totals.revenue_usd.to_string()),
         ("gross margin", percent(totals.margin_basis_points)),
-        ("below zero", thousands(report.plans.iter().map(|p| p.below_zero_customers as i64).sum())),
-        ("gated", thousands(report.today.gated_customers as i64)),
+        (
+            "customers below zero",
+            thousands(report.plans.iter().map(|p| p.below_zero_customers as i64).sum()),
+        ),
+        ("customers gated", thousands(report.today.gated_customers as i64)),
     ];
     let mut context = Context::new();
     context.insert("from", &day(report.from));

@@ -4,6 +4,7 @@ pub mod charts;
 pub mod csv;
 pub mod example;
 pub mod html;
+pub mod recorded;
 
 pub mod tables;
 pub mod text;

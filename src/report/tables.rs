@@ -62,7 +62,13 @@ pub fn notes(report: &Report) -> Vec<String> {
             report.months
         ));
     }
-    if report.last_run_at.ms() < report.to.ms() - 86_400_000 {
+    // No month is shorter than 28 days.
+    if report.to.since(report.from).as_secs() < report.months as u64 * 28 * 86_400 {
+        notes.push(
+            "The period ends within its last month, which counts whole: as if nothing more came."
+                .to_owned(),
+        );
+    } else if report.last_run_at.ms() < report.to.ms() - 86_400_000 {
         notes.push(format!(
             "The last {} is of {}, before the period's end: a month that is not over looks better than it will be.",
             report.unit,

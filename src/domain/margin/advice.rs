@@ -33,7 +33,7 @@ pub struct Advice {
 pub enum Subject {
     /// The lowest price that leaves the target margin at 80 % of the cap.
     PriceFloor,
-    /// The highest cap with which 80 % of it still costs less than the price.
+    /// The highest cap of which 80 % still cost less than the price.
     Cap,
     /// The price that leaves the target margin on the 90th percentile's customer.
     P90Price,
@@ -137,7 +137,7 @@ impl Facts<'_> {
             quotient_rounded_up(left * 100 * i128::from(mean.priced_units), mean.cost * 80);
         let cap = i64::try_from(beyond - 1).ok()?;
         let advice = format!(
-            "{}: 80 % of up to {} {name} a month costs less than the price; it grants {}.",
+            "{}: a cap of up to {} {name} a month keeps it positive at 80 % use; it grants {}.",
             tier.name,
             thousands(cap),
             thousands(granted),

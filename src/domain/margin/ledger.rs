@@ -133,9 +133,10 @@ impl Ledger {
         self.last_run = Some(self.last_run.map_or(run.at, |last| last.max(run.at)));
         let at = self.customer(run.customer_id, run.plan);
         let account = &mut self.accounts[at];
-        account.units += run.units;
-        account.input_tokens += run.tokens.input;
-        account.output_tokens += run.tokens.output;
+        // Beyond 64 bits lies nothing but made-up input, which must not stop the reader.
+        account.units = account.units.saturating_add(run.units);
+        account.input_tokens = account.input_tokens.saturating_add(run.tokens.input);
+        account.output_tokens = account.output_tokens.saturating_add(run.tokens.output);
         match run.cost {
             Some(cost) => {
                 account.cost += i128::from(cost);

@@ -21,6 +21,13 @@ pub struct Wishes {
     pub upgrade_percents: Vec<u8>,
 }
 
+/// A margin of 70 %, and five rates from nobody to everybody.
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { target_margin_percent: 70, upgrade_percents: vec![0, 10, 25, 50, 100] }
+    }
+}
+
 /// The whole report. Amounts are for the whole period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -31,6 +38,8 @@ pub struct Report {
     pub from: Timestamp,
     pub to: Timestamp,
     pub months: i64,
+    /// What the advice aims for.
+    pub target_margin_percent: u8,
     /// The last run of the period: a month that is not over looks better than it will be.
     pub last_run_at: Timestamp,
     pub unpriced: UnpricedRuns,
@@ -155,6 +164,7 @@ impl Ledger {
             from,
             to,
             months,
+            target_margin_percent: wishes.target_margin_percent,
             last_run_at: last,
             unpriced: self.unpriced_runs(),
             runs_out_of_order: self.out_of_order,

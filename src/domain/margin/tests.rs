@@ -277,7 +277,8 @@ proptest! {
         for (ours, rank) in [(spread.p10, 2), (spread.p50, 6), (spread.p90, 11), (spread.p99, 12)] {
             prop_assert_eq!(exact(ours), loaded[rank - 1].clone());
         }
-        let below = loaded.iter().filter(|cost| **cost > BigDecimal::from(29)).count();
+        let price = BigDecimal::from(29);
+        let below = loaded.iter().filter(|cost| **cost > price).count();
         prop_assert_eq!(report.plans[0].below_zero_customers, below);
         let revenue = BigDecimal::from(12 * 29);
         let margin = (&revenue - (&total + BigDecimal::from(36))) * BigDecimal::from(10_000) / revenue;
