@@ -15,6 +15,7 @@ use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
 use crate::mail::Mailer;
 use crate::mail::templates::Templates;
+use crate::store::journal::Outages;
 use crate::store::{Store, StoreError};
 use crate::stripe::Stripe;
 
@@ -37,6 +38,7 @@ pub struct Shared {
     pub links: Links,
     pub credentials: Credentials,
     pub nudges: Nudges,
+    pub outages: Outages,
     /// Names this process among the replicas, in leases.
     pub replica_id: Box<str>,
 }

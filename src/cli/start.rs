@@ -27,6 +27,7 @@ use crate::http::{Daemon, router};
 use crate::jobs::Jobs;
 use crate::mail::templates::Templates;
 use crate::mail::{MailUrl, Mailer, Timeouts};
+use crate::store::journal::Outages;
 use crate::store::{ServeLock, Store, StoreError};
 use crate::stripe::Stripe;
 
@@ -209,6 +210,8 @@ pub async fn start(
             webhook_secrets: config.stripe_webhook_secrets.clone(),
         },
         nudges: Nudges::default(),
+        outages: Outages::open(config.outage_journal.clone())
+            .context("the journal of an outage cannot be read")?,
         replica_id,
     });
     tracing::info!(%address, plans = version, "listening");

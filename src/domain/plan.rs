@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
@@ -74,8 +76,9 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnOutage {
     Deny,
-    /// Each customer may draw up to `units` of each feature in one outage, whatever its balance.
-    /// They are written down beside the database and counted when it answers again.
+    /// Each customer may draw up to `units` of each feature in one outage, within what it had left
+    /// when it was last seen. They are written down beside the database and counted when it
+    /// answers again.
     Allow {
         units: i64,
     },
@@ -118,7 +121,7 @@ pub struct Limit {
 }
 
 /// What happens at the limit. Amounts are whole units per billing period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Enforcement {
     /// The gate closes when `granted` is used.
     Hard { granted: i64 },

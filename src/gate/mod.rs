@@ -16,6 +16,7 @@ mod load;
 mod batch;
 mod settle;
 pub mod expiry;
+pub mod outage;
 pub mod quotas;
 pub mod windows;
 
@@ -73,6 +74,10 @@ pub enum GateError {
     /// The queue is full: nothing was counted.
     #[error("too many requests are waiting")]
     Overloaded,
+    /// The database would not take it, and nothing is under way any more. It may have been counted
+    /// all the same, if what was lost is the database's answer.
+    #[error("the database cannot answer")]
+    NotTaken,
     /// Whether the run was counted is not known: ask again with the same idempotency key.
     #[error("the database cannot answer")]
     Unavailable(#[source] Option<StoreError>),
@@ -119,19 +124,49 @@ impl Gate {
     }
 
     /// Decides, counts if so asked, and words the answer.
-    pub async fn ask(&self, request: Request) -> Result<Answer, GateError> {
-        let decided = if request.intent == Intent::Check && request.key.is_none() {
-            match look_to_its_end(&self.app, &request).await {
-                // Whoever is not known yet is made known by the writer.
-                Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {
-                    self.queue(Ask::Run(request)).await?
-                }
-                looked => looked?,
+    pub async fn ask(&self, mut request: Request) -> Result<Answer, GateError> {
+        self.name(&mut request);
+        if self.app.outages.lasts_at(self.app.clock.now())
+            && let Some(decided) = outage::stand_in(&self.app, &request).await
+        {
+            return self.word(decided).await;
+        }
+        let decision = self.decide(&request).await;
+        self.conclude(decision, &request).await
+    }
+
+    /// Words a decision; one that the database could not make, the plan may make for an outage.
+    async fn conclude(
+        &self,
+        decision: Result<Decided, GateError>,
+        request: &Request,
+    ) -> Result<Answer, GateError> {
+        let decided = match decision {
+            // Where nobody has answered in time, the writer may still be at it.
+            Err(error @ (GateError::NotTaken | GateError::Unavailable(Some(_)))) => {
+                outage::stand_in(&self.app, request).await.ok_or(error)?
             }
-        } else {
-            self.queue(Ask::Run(request)).await?
+            decided => decided?,
         };
         self.word(decided).await
+    }
+
+    /// Gives a run without a key the id that it keeps through all that may happen.
+    fn name(&self, request: &mut Request) {
+        if request.key.is_none() && request.intent != Intent::Check {
+            request.own_id = Some(self.app.entropy.id("evt", self.app.clock.now()));
+        }
+    }
+
+    async fn decide(&self, request: &Request) -> Result<Decided, GateError> {
+        if request.intent == Intent::Check && request.key.is_none() {
+            match look_to_its_end(&self.app, request).await {
+                // Whoever is not known yet is made known by the writer.
+                Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {}
+                looked => return looked,
+            }
+        }
+        self.queue(Ask::Run(request.clone())).await
     }
 
     /// Counts many runs, in their order, and answers each by itself.
@@ -139,17 +174,18 @@ impl Gate {
         &self,
         requests: impl Iterator<Item = Request>,
     ) -> Vec<Result<Answer, GateError>> {
-        let queued: Vec<_> = requests.map(|request| self.enqueue(Ask::Run(request))).collect();
+        let mut queued = Vec::new();
+        for mut request in requests {
+            self.name(&mut request);
+            queued.push((self.enqueue(Ask::Run(request.clone())), request));
+        }
         let mut answers = Vec::with_capacity(queued.len());
-        for waiting in queued {
-            let answer = match waiting {
-                Ok(answer) => match decided(answer).await {
-                    Ok(decided) => self.word(decided).await,
-                    Err(error) => Err(error),
-                },
+        for (waiting, request) in queued {
+            let decision = match waiting {
+                Ok(answer) => decided(answer).await,
                 Err(full) => Err(full),
             };
-            answers.push(answer);
+            answers.push(self.conclude(decision, &request).await);
         }
         answers
     }
@@ -269,6 +305,7 @@ fn share(ask: &Ask, writers: usize) -> usize {
     match ask {
         Ask::Run(request) => request.customer_id.as_str().hash(&mut hasher),
         Ask::Settle(settlement) => settlement.reservation_id.as_str().hash(&mut hasher),
+        Ask::Journalled(event) => event.facts.customer_id.as_str().hash(&mut hasher),
     }
     usize::try_from(hasher.finish() % writers as u64).unwrap_or_default()
 }

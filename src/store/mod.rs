@@ -8,6 +8,7 @@ pub mod audit;
 pub mod customers;
 pub mod events;
 pub mod inbox;
+pub mod journal;
 pub mod keys;
 pub mod leases;
 pub mod notices;
@@ -321,6 +322,11 @@ impl Tx {
             return None;
         }
         self.changed.set().replace(HashSet::new())
+    }
+
+    /// The same for customers whose rows were locked as a set.
+    pub fn note_changes<'i>(&self, ids: impl IntoIterator<Item = &'i CustomerId>) {
+        ids.into_iter().for_each(|id| self.changes(id));
     }
 
     /// Notes that this transaction may change a customer. Too early is no harm; the gate reads
