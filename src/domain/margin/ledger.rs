@@ -124,7 +124,13 @@ impl Ledger {
     /// Books a run; one outside the span is only counted.
     pub fn record(&mut self, run: &Run<'_>) {
         let Span { from, to } = self.span;
-        if from.is_some_and(|from| run.at < from) || to.is_some_and(|to| run.at >= to) {
+        if from.is_some_and(|from| run.at < from) {
+            // Who ran before is a customer, if one without a run in the span.
+            self.customer(run.customer_id, run.plan);
+            self.outside += 1;
+            return;
+        }
+        if to.is_some_and(|to| run.at >= to) {
             self.outside += 1;
             return;
         }

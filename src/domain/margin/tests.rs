@@ -155,15 +155,17 @@ fn caps_open_again_with_the_month_and_an_upgrade_pays_from_its_month_on() {
         tokens: Tokens::default(),
         cost: Some(0),
     };
+    ledger.record(&Run { customer_id: "gone", ..run(at("2026-10-31T23:59:59Z"), 1) });
     ledger.record(&run(at("2026-11-30T23:00:00Z"), 200));
     ledger.record(&run(at("2026-12-01T00:00:00Z"), 200));
     ledger.record(&run(at("2026-12-02T00:00:00Z"), 1));
     ledger.record(&run(at("2027-02-01T00:00:00Z"), 1));
     let report = ledger.report(feature(&catalog), &wishes()).unwrap();
-    assert_eq!((report.months, report.runs_outside_period), (3, 1));
+    assert_eq!((report.months, report.runs_outside_period), (3, 2));
+    assert_eq!((report.all.customers, report.all.zero_usage_customers), (2, 1));
     assert_eq!(report.today.gated[0].at, at("2026-12-02T00:00:00Z"));
-    // November at $29, December and January at $99.
-    assert_eq!(report.today.outcomes[2].revenue_usd.exact(), "227.00");
+    // November at $29, December and January at $99; who is gone pays 3 × $29.
+    assert_eq!(report.today.outcomes[2].revenue_usd.exact(), "314.00");
 }
 
 #[test]
