@@ -213,7 +213,7 @@ fn is_at(usage: i64, granted: i64, percent: u16) -> bool {
 }
 
 /// Where usage stands against its limit, for banner, gate and mail alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdState {
     Ok,

@@ -6,6 +6,7 @@ mod denials;
 mod history;
 mod keys;
 mod load;
+mod outage;
 mod quotas;
 mod races;
 mod reservations;

@@ -15,6 +15,7 @@ mod notices;
 mod pages;
 mod plans;
 mod process;
+mod report;
 mod sandbox;
 mod simulator;
 mod store;

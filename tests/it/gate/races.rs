@@ -40,6 +40,7 @@ fn request(customer: &str, intent: Intent) -> Request {
         intent,
         hold_seconds: 60,
         key: None,
+        own_id: None,
         said: Said::default(),
         customer_data: Some(Profile::default()),
     }
