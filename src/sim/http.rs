@@ -200,8 +200,11 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
             request_id: request_id.clone(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            body: String::from_utf8_lossy(body).into(),
             idempotency_key: key.clone(),
             status: None,
+            answer: None,
         });
         state.requests.len() - 1
     };
@@ -210,7 +213,11 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
         Ok(()) => answer(shared, &parts, body, origin).await,
         Err(error) => Some(error.answer()),
     };
-    shared.state().requests[place].status = answer.as_ref().map(|answer| answer.status);
+    if let Some(answer) = &answer {
+        let logged = &mut shared.state().requests[place];
+        logged.status = Some(answer.status);
+        logged.answer = Some(answer.body.as_str().into());
+    }
     shared.changed.notify_one();
     let answer = answer?.with_header("request-id", request_id);
     Some(answer.with_header("stripe-version", API_VERSION))

@@ -235,7 +235,11 @@ impl Subscription {
             "test_clock": null,
             "transfer_data": null,
             "trial_end": self.trial_end_s,
-            "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
+            "trial_settings": {
+                "end_behavior": {
+                    "billing_cycle_anchor": "now", "missing_payment_method": "create_invoice",
+                },
+            },
             "trial_start": self.trial_start_s,
         });
         if let (Value::Object(subscription), Value::Object(rest)) = (&mut subscription, rest) {

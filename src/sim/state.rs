@@ -1,6 +1,7 @@
 //! The simulated account: every object in it, lists of them, and how ids are expanded.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -76,9 +77,15 @@ pub struct LoggedRequest {
     pub request_id: String,
     pub method: String,
     pub path: String,
+    /// As it was sent: encoded, without the question mark.
+    pub query: String,
+    /// As it was sent; what is no text in it is replaced.
+    pub body: Arc<str>,
     pub idempotency_key: Option<String>,
     /// `None` while it is being worked on, and if the connection was cut instead of answered.
     pub status: Option<u16>,
+    /// The body of the answer; `None` where there is no status.
+    pub answer: Option<Arc<str>>,
 }
 
 /// The account.

@@ -4,7 +4,7 @@ use tollgate::clock::Clock;
 use tollgate::entropy::Entropy;
 use tollgate::sim::{FaultKind, SimConfig, Simulator};
 
-use crate::harness::sdk;
+use crate::harness::{judge, sdk};
 
 const KEY: &str = "sk_test_walk";
 
@@ -42,6 +42,7 @@ async fn a_customers_life_told_by_the_official_sdk_is_what_the_simulator_has() {
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!(refused[0].path, "/v1/billing/meter_events");
     assert_eq!(refused[0].status, Some(400));
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
     simulator.stop().await;
 }
 
