@@ -197,6 +197,11 @@ impl Params {
         }
     }
 
+    /// The names that are not taken yet.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.fields.keys().cloned()
+    }
+
     /// Whether a hash or an array was sent under this name.
     pub fn is_section(&self, name: &str) -> bool {
         matches!(self.fields.get(name), Some(Node::Branch(_)))
