@@ -17,6 +17,8 @@ const OBJECTS = new Map(
     .filter((type) => !/^Deleted|^EventBase$|^V2/.test(type))
     .map((type) => [type.replace(/([a-z])([A-Z])/g, '$1_$2').toLowerCase(), type]),
 );
+// The one word that is not made like the others.
+OBJECTS.set('invoiceitem', 'InvoiceItem');
 
 const schema = await schemas();
 // A form carries texts only; a reply is judged as it is.
@@ -79,7 +81,9 @@ function routeOf(method, path) {
 /** Whether the parameters are what the SDK would send. What a 400 refuses need not be. */
 function judgeParameters({ method, query, body, status, answer }, type) {
   const params = decodeForm([query, method === 'GET' ? '' : body].filter(Boolean).join('&'));
-  const found = mistakes(form, [type], params, 'the request');
+  const found = type
+    ? mistakes(form, [type], params, 'the request')
+    : Object.keys(params).map((name) => `the request has a parameter where none is: ${name}`);
   if (status !== 400) return found;
   const { code } = answer.error ?? {};
   const slandered = code === 'parameter_unknown' && found.length === 0;
@@ -92,9 +96,14 @@ function judgeObject(types, object, where) {
 
 function judgeAnswer({ status, answer }, reply) {
   if (status >= 400) return mistakes(strict, ['StripeRawError'], answer.error, 'the error');
-  if (!reply.startsWith('[')) return judgeObject(typesOf(reply), answer, 'the answer');
-  const { object, data, has_more: more, url, ...rest } = answer;
-  const list = object === 'list' && typeof more === 'boolean' && typeof url === 'string';
+  if (!/^[[{]/.test(reply)) return judgeObject(typesOf(reply), answer, 'the answer');
+  const searched = reply.startsWith('{');
+  const { object, data, has_more: more, url, next_page: next, ...rest } = answer;
+  const list =
+    object === (searched ? 'search_result' : 'list') &&
+    typeof more === 'boolean' &&
+    typeof url === 'string' &&
+    (next !== undefined) === searched;
   if (!list || Object.keys(rest).length > 0) return ['the answer is no list'];
   return data.flatMap((row) => judgeObject(typesOf(reply), row, 'a row of the list'));
 }

@@ -1,9 +1,11 @@
 // Every call of Stripe's that Tollgate or the simulator knows: method and path, the SDK's type of
-// its parameters, and the SDK's type of what comes back. A list is a type in brackets.
+// its parameters, and the SDK's type of what comes back. A list is a type in brackets, a result of a
+// search one in braces. No type of parameters means that there are none.
 
 export const ROUTES = [
   ['POST /v1/customers', 'CustomerCreateParams', 'Customer'],
   ['GET /v1/customers', 'CustomerListParams', '[Customer]'],
+  ['GET /v1/customers/search', 'CustomerSearchParams', '{Customer}'],
   ['GET /v1/customers/:id', 'CustomerRetrieveParams', 'Customer|DeletedCustomer'],
   ['POST /v1/customers/:id', 'CustomerUpdateParams', 'Customer'],
   ['DELETE /v1/customers/:id', 'CustomerDeleteParams', 'DeletedCustomer'],
@@ -11,15 +13,19 @@ export const ROUTES = [
   ['GET /v1/products', 'ProductListParams', '[Product]'],
   ['GET /v1/products/:id', 'ProductRetrieveParams', 'Product'],
   ['POST /v1/products/:id', 'ProductUpdateParams', 'Product'],
+  ['DELETE /v1/products/:id', 'ProductDeleteParams', 'DeletedProduct'],
   ['POST /v1/prices', 'PriceCreateParams', 'Price'],
   ['GET /v1/prices', 'PriceListParams', '[Price]'],
   ['GET /v1/prices/:id', 'PriceRetrieveParams', 'Price'],
   ['POST /v1/prices/:id', 'PriceUpdateParams', 'Price'],
   ['POST /v1/subscriptions', 'SubscriptionCreateParams', 'Subscription'],
   ['GET /v1/subscriptions', 'SubscriptionListParams', '[Subscription]'],
+  ['GET /v1/subscriptions/search', 'SubscriptionSearchParams', '{Subscription}'],
   ['GET /v1/subscriptions/:id', 'SubscriptionRetrieveParams', 'Subscription'],
   ['POST /v1/subscriptions/:id', 'SubscriptionUpdateParams', 'Subscription'],
   ['DELETE /v1/subscriptions/:id', 'SubscriptionCancelParams', 'Subscription'],
+  ['POST /v1/invoiceitems', 'InvoiceItemCreateParams', 'InvoiceItem'],
+  ['POST /v1/invoices', 'InvoiceCreateParams', 'Invoice'],
   ['GET /v1/invoices', 'InvoiceListParams', '[Invoice]'],
   ['GET /v1/invoices/:id', 'InvoiceRetrieveParams', 'Invoice'],
   ['POST /v1/invoices/:id/pay', 'InvoicePayParams', 'Invoice'],
