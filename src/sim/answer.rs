@@ -66,7 +66,6 @@ pub(super) struct ApiError {
     status: u16,
     kind: &'static str,
     code: Option<&'static str>,
-    decline_code: Option<&'static str>,
     message: String,
     param: Option<String>,
     header: Option<(&'static str, &'static str)>,
@@ -81,7 +80,6 @@ impl ApiError {
             status,
             kind: "invalid_request_error",
             code: None,
-            decline_code: None,
             message: message.into(),
             param: None,
             header: None,
@@ -244,7 +242,6 @@ impl ApiError {
     pub fn card_declined() -> Self {
         Self {
             kind: "card_error",
-            decline_code: Some("generic_decline"),
             ..Self::new(402, "Your card was declined.").code("card_declined").began()
         }
     }
@@ -291,8 +288,8 @@ impl ApiError {
             error["doc_url"] =
                 format!("https://stripe.com/docs/error-codes/{}", code.replace('_', "-")).into();
         }
-        if let Some(code) = self.decline_code {
-            error["decline_code"] = code.into();
+        if self.code == Some("card_declined") {
+            error["decline_code"] = "generic_decline".into();
         }
         if let Some(param) = &self.param {
             error["param"] = param.as_str().into();

@@ -451,7 +451,7 @@ fn activate(call: &mut Call<'_>, id: &str) {
 fn settle(call: &mut Call<'_>, id: &str, succeeded: bool) -> Result<(), ApiError> {
     let mut session = find(call, id)?;
     let invoice = text(&session, "invoice").to_owned();
-    call.enter_time_of(&text(&session, "customer").to_owned());
+    call.enter_time_of(text(&session, "customer"));
     if succeeded {
         session["payment_status"] = "paid".into();
         call.state.checkout_sessions.put(session.clone());

@@ -241,8 +241,15 @@ async fn answer_once(
     origin: Origin,
     fault: Option<FaultKind>,
 ) -> Answer {
-    let body = String::from_utf8_lossy(body);
-    let params = Params::parse(&[parts.uri.query().unwrap_or_default(), &body]);
+    let (body, query) = (String::from_utf8_lossy(body), parts.uri.query().unwrap_or_default());
+    let params = if parts.uri.path().starts_with("/v2/") {
+        match Params::parse_json(query, &body) {
+            Ok(params) => params,
+            Err(error) => return error.answer(),
+        }
+    } else {
+        Params::parse(&[query, &body])
+    };
     if let Some(key) = &origin.idempotency_key {
         let id = origin.request_id.as_deref().unwrap_or_default();
         let now = shared.clock.now();

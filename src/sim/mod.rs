@@ -30,6 +30,7 @@ mod checkout;
 mod clocks;
 mod customers;
 mod decimal;
+mod destinations;
 mod events;
 mod faults;
 mod hosted;

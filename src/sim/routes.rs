@@ -6,8 +6,8 @@ use super::answer::ApiError;
 use super::params::Params;
 use super::state::Call;
 use super::{
-    account, catalog, checkout, clocks, customers, events, invoices, meters, one_off, payments,
-    portal, preview, schedules, search, subscriptions, thin, updates, webhooks,
+    account, catalog, checkout, clocks, customers, destinations, events, invoices, meters, one_off,
+    payments, portal, preview, schedules, search, subscriptions, thin, updates, webhooks,
 };
 
 type Answered = Result<Value, ApiError>;
@@ -21,7 +21,7 @@ pub(super) fn route(
 ) -> Option<Answered> {
     let steps: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match steps.as_slice() {
-        ["v2", "core", "events", id] if method == "GET" => Some(thin::retrieve(call, id, params)),
+        ["v2", "core", steps @ ..] => version_2(call, method, steps, params),
         ["v1", "billing", steps @ ..] => billing(call, method, steps, params),
         ["v1", "billing_portal", steps @ ..] => billing_portal(call, method, steps, params),
         ["v1", "test_helpers", "test_clocks", steps @ ..] => {
@@ -34,6 +34,23 @@ pub(super) fn route(
         ["v1", steps @ ..] => rest(call, method, steps, params),
         _ => None,
     }
+}
+
+fn version_2(
+    call: &mut Call<'_>,
+    method: &str,
+    steps: &[&str],
+    params: Params,
+) -> Option<Answered> {
+    Some(match (method, steps) {
+        ("GET", ["events", id]) => thin::retrieve(call, id, params),
+        ("POST", ["event_destinations"]) => destinations::create(call, params),
+        ("GET", ["event_destinations"]) => destinations::list(call, params),
+        ("GET", ["event_destinations", id]) => destinations::retrieve(call, id, params),
+        ("POST", ["event_destinations", id]) => destinations::update(call, id, params),
+        ("DELETE", ["event_destinations", id]) => destinations::delete(call, id, params),
+        _ => return None,
+    })
 }
 
 fn rest(call: &mut Call<'_>, method: &str, steps: &[&str], params: Params) -> Option<Answered> {

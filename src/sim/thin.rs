@@ -1,4 +1,4 @@
-//! Thin events (API v2): what happened without the object, and where they are sent.
+//! Thin events (API v2): what happened, without the object.
 //!
 //! They are rendered in RFC 3339 times, delivered without their `data`, and fetched whole by id.
 
@@ -60,7 +60,7 @@ fn tell(call: &mut Call<'_>, told: Told) {
 }
 
 /// Whole seconds with milliseconds, as API v2 writes times.
-fn rfc3339(at: Timestamp) -> String {
+pub(super) fn rfc3339(at: Timestamp) -> String {
     format!(
         "{}.{:03}Z",
         Timestamp::from_seconds(at.seconds()).to_string().trim_end_matches('Z'),
@@ -73,13 +73,7 @@ pub(super) fn echo(call: &mut Call<'_>, event: &Value) {
     let object = &event["data"]["object"];
     let kind = text(object, "object");
     let id = text(object, "id");
-    let url = match kind {
-        "billing.meter" => format!("/v1/billing/meters/{id}"),
-        "checkout.session" => format!("/v1/checkout/sessions/{id}"),
-        "billing_portal.configuration" => format!("/v1/billing_portal/configurations/{id}"),
-        "test_helpers.test_clock" => format!("/v1/test_helpers/test_clocks/{id}"),
-        kind => format!("/v1/{kind}s/{id}"),
-    };
+    let url = format!("/v1/{}s/{id}", kind.replace('.', "/"));
     tell(
         call,
         Told {
@@ -115,10 +109,11 @@ pub(super) fn report_meter_failures(call: &mut Call<'_>) {
     for (meter, events) in failures {
         let data = report(call, &events, window_s.start, end_s);
         let (kind, related) = match meter {
-            Some(id) => (
-                "v1.billing.meter.error_report_triggered",
-                json!({ "id": id, "type": "billing.meter", "url": format!("/v1/billing/meters/{id}") }),
-            ),
+            Some(id) => {
+                let url = format!("/v1/billing/meters/{id}");
+                let meter = json!({ "id": id, "type": "billing.meter", "url": url });
+                ("v1.billing.meter.error_report_triggered", meter)
+            }
             None => ("v1.billing.meter.no_meter_found", Value::Null),
         };
         tell(call, Told { kind: kind.to_owned(), related, snapshot: None, data });
@@ -166,23 +161,6 @@ pub(super) fn retrieve(call: &Call<'_>, id: &str, params: Params) -> Result<Valu
 }
 
 impl Simulator {
-    /// Registers a destination for thin events of these types (`*` for all) and answers its id.
-    pub fn add_event_destination(&self, url: &str, secret: &str, types: &[&str]) -> String {
-        self.with_call(|call| {
-            let id = call.id("ed_test");
-            let destination = json!({
-                "id": id,
-                "object": "v2.core.event_destination",
-                "enabled_events": types,
-                "status": "enabled",
-                "url": url,
-            });
-            call.state.event_destinations.put(destination);
-            call.state.deliveries.set_secret(&id, secret.to_owned());
-            id
-        })
-    }
-
     /// Every thin event so far, in the order they happened.
     pub fn thin_events(&self) -> Vec<Value> {
         self.with_call(|call| call.state.thin_events.iter().cloned().collect())

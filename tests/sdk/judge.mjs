@@ -79,10 +79,12 @@ function routeOf(method, path) {
 }
 
 /** Whether the parameters are what the SDK would send. What a 400 refuses need not be. */
-function judgeParameters({ method, query, body, status, answer }, type) {
-  const params = decodeForm([query, method === 'GET' ? '' : body].filter(Boolean).join('&'));
+function judgeParameters({ method, path, query, body, status, answer }, type) {
+  const json = path.startsWith('/v2/') && body !== '';
+  const sent = method === 'GET' || json ? '' : body;
+  const params = { ...decodeForm([query, sent].filter(Boolean).join('&')), ...(json && JSON.parse(body)) };
   const found = type
-    ? mistakes(form, [type], params, 'the request')
+    ? mistakes(json ? strict : form, [type], params, 'the request')
     : Object.keys(params).map((name) => `the request has a parameter where none is: ${name}`);
   if (status !== 400) return found;
   const { code } = answer.error ?? {};
@@ -96,16 +98,20 @@ function judgeObject(types, object, where) {
 
 function judgeAnswer({ status, answer }, reply) {
   if (status >= 400) return mistakes(strict, ['StripeRawError'], answer.error, 'the error');
-  if (!/^[[{]/.test(reply)) return judgeObject(typesOf(reply), answer, 'the answer');
-  const searched = reply.startsWith('{');
-  const { object, data, has_more: more, url, next_page: next, ...rest } = answer;
-  const list =
-    object === (searched ? 'search_result' : 'list') &&
-    typeof more === 'boolean' &&
-    typeof url === 'string' &&
-    (next !== undefined) === searched;
-  if (!list || Object.keys(rest).length > 0) return ['the answer is no list'];
+  if (!/^[[{<]/.test(reply)) return judgeObject(typesOf(reply), answer, 'the answer');
+  const { data, ...rest } = answer;
+  if (!isList(reply[0], rest) || !Array.isArray(data)) return ['the answer is no list'];
   return data.flatMap((row) => judgeObject(typesOf(reply), row, 'a row of the list'));
+}
+
+/** Whether what stands around the rows is all that Stripe puts there. */
+function isList(kind, { object, has_more: more, url, ...rest }) {
+  const { next_page: next, next_page_url: nextUrl, previous_page_url: previousUrl, ...others } = rest;
+  const text = (value) => value === null || typeof value === 'string';
+  if (Object.keys(others).length > 0) return false;
+  if (kind === '<') return object === undefined && text(nextUrl) && text(previousUrl);
+  const cursor = kind === '{' ? text(next) && object === 'search_result' : object === 'list';
+  return cursor && typeof more === 'boolean' && typeof url === 'string';
 }
 
 function judgeCall(call) {

@@ -1,6 +1,6 @@
 // Every call of Stripe's that Tollgate or the simulator knows: method and path, the SDK's type of
 // its parameters, and the SDK's type of what comes back. A list is a type in brackets, a result of a
-// search one in braces. No type of parameters means that there are none.
+// search one in braces, a page of API v2 in angle brackets. No type of parameters means that there are none.
 
 export const ROUTES = [
   ['POST /v1/customers', 'CustomerCreateParams', 'Customer'],
@@ -130,5 +130,30 @@ export const ROUTES = [
     'TestHelpers.DeletedTestClock',
   ],
   ['GET /v1/account', '', 'Account'],
+  [
+    'POST /v2/core/event_destinations',
+    'V2.Core.EventDestinationCreateParams',
+    'V2.Core.EventDestination',
+  ],
+  [
+    'GET /v2/core/event_destinations',
+    'V2.Core.EventDestinationListParams',
+    '<V2.Core.EventDestination>',
+  ],
+  [
+    'GET /v2/core/event_destinations/:id',
+    'V2.Core.EventDestinationRetrieveParams',
+    'V2.Core.EventDestination',
+  ],
+  [
+    'POST /v2/core/event_destinations/:id',
+    'V2.Core.EventDestinationUpdateParams',
+    'V2.Core.EventDestination',
+  ],
+  [
+    'DELETE /v2/core/event_destinations/:id',
+    'V2.Core.EventDestinationDeleteParams',
+    'V2.DeletedObject',
+  ],
   ['GET /v2/core/events/:id', 'V2.Core.EventRetrieveParams', 'V2.Core.Event'],
 ];

@@ -20,9 +20,9 @@ const CACHE = join(HERE, 'node_modules', '.schemas');
 /** Types that no route names: what events carry, and what a fault looks like. */
 const MORE_TYPES = ['StripeRawError'];
 
-/** The types in `Customer|DeletedCustomer`, `[Customer]` or `{Customer}`. */
+/** The types in `Customer|DeletedCustomer`, `[Customer]`, `{Customer}` or `<Customer>`. */
 export function typesOf(reply) {
-  return reply.replace(/^[[{]|[\]}]$/g, '').split('|');
+  return reply.replace(/^[[{<]|[\]}>]$/g, '').split('|');
 }
 
 function allTypes() {

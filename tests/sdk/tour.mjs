@@ -80,6 +80,25 @@ async function endpoints() {
   assert.equal((await stripe.webhookEndpoints.del(endpoint.id)).deleted, true);
 }
 
+async function destinations() {
+  const { eventDestinations } = stripe.v2.core;
+  const made = await eventDestinations.create({
+    name: 'Tollgate',
+    type: 'webhook_endpoint',
+    event_payload: 'thin',
+    enabled_events: ['v1.billing.meter.error_report_triggered'],
+    webhook_endpoint: { url: 'http://127.0.0.1:9/hook' },
+    include: ['webhook_endpoint.signing_secret', 'webhook_endpoint.url'],
+  });
+  assert.match(made.webhook_endpoint.signing_secret, /^whsec_/);
+  const changed = await eventDestinations.update(made.id, { name: 'Tollgate 2' });
+  assert.deepEqual([changed.name, changed.webhook_endpoint.url], ['Tollgate 2', undefined]);
+  const listed = await eventDestinations.list({ include: ['webhook_endpoint.url'] });
+  assert.ok(listed.data.some((row) => row.webhook_endpoint.url === 'http://127.0.0.1:9/hook'));
+  await eventDestinations.del(made.id);
+  assert.equal((await refusal(eventDestinations.retrieve(made.id))).statusCode, 404);
+}
+
 async function checkout(customer, price) {
   const session = await stripe.checkout.sessions.create({
     mode: 'subscription',
@@ -199,6 +218,7 @@ async function lists() {
 const meter = await meters();
 const plans = await prices();
 await endpoints();
+await destinations();
 const customer = await stripe.customers.create({ email: 'ada@example.com' });
 const subscription = await checkout(customer.id, plans.starter.id);
 await portal(customer.id, subscription, plans);

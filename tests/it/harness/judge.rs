@@ -53,7 +53,13 @@ impl Judge {
 pub fn mistakes(sim: &Simulator) -> Vec<String> {
     let calls = sim.requests().into_iter().filter(|call| call.path.starts_with('/')).map(case);
     let events = sim.events().into_iter().map(|event| json!({ "event": event }));
-    judge(calls.chain(events))
+    let thin = sim.thin_events().into_iter().map(|event| {
+        json!({
+            "method": "GET", "path": "/v2/core/events/evt", "query": "", "body": "", "status": 200,
+            "answer": event.to_string(),
+        })
+    });
+    judge(calls.chain(events).chain(thin))
 }
 
 fn judge(cases: impl Iterator<Item = Value>) -> Vec<String> {
