@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::answer::ApiError;
+use super::calendar::Interval;
 use super::events::{record, record_update};
 use super::life::{self, Status, Subscription};
 use super::params::{MetadataChange, Params};
@@ -266,20 +267,23 @@ fn read_phases(
         phases.push(shown);
         start_s = end_s;
     }
-    close_open_phase(&mut phases)?;
+    close_open_phase(call, &mut phases)?;
     Ok((!phases.is_empty()).then_some(phases))
 }
 
-/// Only the last phase may lack an end; it then lasts for one more period of its own length, which
-/// is all that its release needs.
-fn close_open_phase(phases: &mut [Value]) -> Result<(), ApiError> {
-    const MONTH_S: i64 = 31 * 86_400;
+/// Only the last phase may lack an end; it then lasts for one interval of its first price.
+fn close_open_phase(call: &Call<'_>, phases: &mut [Value]) -> Result<(), ApiError> {
     let open = phases.iter().position(|phase| phase["end_date"] == i64::MAX);
     match open {
         None => Ok(()),
         Some(place) if place + 1 == phases.len() => {
-            let start_s = phases[place]["start_date"].as_i64().unwrap_or_default();
-            phases[place]["end_date"] = (start_s + MONTH_S).into();
+            let phase = &mut phases[place];
+            let start_s = phase["start_date"].as_i64().unwrap_or_default();
+            let price = call.state.prices.get(text(&phase["items"][0], "price"));
+            let recurring = price.map(|price| price["recurring"].clone()).unwrap_or_default();
+            let count = recurring["interval_count"].as_i64().unwrap_or(1);
+            let interval = Interval::new(text(&recurring, "interval"), count);
+            phase["end_date"] = interval.next_boundary(start_s, start_s).into();
             Ok(())
         }
         Some(_) => Err(ApiError::missing("phases[end_date]")),
@@ -411,7 +415,7 @@ pub(super) fn change_at_period_end(
     let currency = text(&before["phases"][0], "currency");
     let mut phases = before["phases"].as_array().cloned().unwrap_or_default();
     phases.push(render_phase(currency, end_s, i64::MAX, items, "none"));
-    close_open_phase(&mut phases)?;
+    close_open_phase(call, &mut phases)?;
     after["phases"] = phases.into();
     record_update(call, "subscription_schedule.updated", &before, &after);
     save(call, after);

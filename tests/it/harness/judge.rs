@@ -51,7 +51,7 @@ impl Judge {
 /// What is wrong with the calls, their answers and the events of a simulator so far; empty if
 /// nothing is.
 pub fn mistakes(sim: &Simulator) -> Vec<String> {
-    let calls = sim.requests().into_iter().filter(|call| call.path.starts_with('/')).map(case);
+    let calls = sim.requests().into_iter().map(case);
     let events = sim.events().into_iter().map(|event| json!({ "event": event }));
     let thin = sim.thin_events().into_iter().map(|event| {
         json!({
