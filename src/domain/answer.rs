@@ -1,14 +1,15 @@
 //! The gate's answer as the contract words it, made from the facts of a decision.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::domain::decision::{Intent, Reason, ThresholdState, threshold};
-use crate::domain::ids::{CustomerId, FeatureId, PlanId};
+use crate::domain::decision::{Intent, Reason, ThresholdState, percent_used, threshold};
+use crate::domain::ids::{CustomerId, FeatureId, PlanId, ReservationId};
 use crate::domain::link::{Links, Purpose};
 use crate::domain::notice::UpgradeOffer;
 use crate::domain::period::BillingPeriod;
-use crate::domain::plan::{Catalog, Enforcement, Feature, Interval, Plan, Price};
+use crate::domain::plan::{Catalog, Enforcement, Feature, Interval, Limit, Plan, Price};
+use crate::domain::quota::Allowance;
 use crate::domain::usage::pace;
 
 /// All that an answer depends on. Stored with a remembered decision, so that the same answer can
@@ -23,11 +24,65 @@ pub struct Facts {
     pub asked: i64,
     pub counted: i64,
     pub reason: Reason,
+    /// `None`: what the plan itself says.
+    pub particular: Option<Particular>,
     pub usage: i64,
     pub reserved: i64,
     pub period: BillingPeriod,
     pub decided_at: Timestamp,
     pub event_id: Option<String>,
+    pub hold: Option<Hold>,
+    pub remark: Remark,
+}
+
+/// The limit in force for this customer alone, and where usage stood against it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Particular {
+    pub enforcement: Enforcement,
+    pub threshold: ThresholdState,
+}
+
+/// What an answer has to add about how it came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Remark {
+    #[default]
+    None,
+    /// A reservation was committed after its expiry, or after its period could be reported.
+    Late,
+    /// The database could not answer; the run was journalled and is counted when it can.
+    Degraded,
+}
+
+/// Units held, or that were held until this answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    pub id: ReservationId,
+    pub state: HoldState,
+    pub units: i64,
+    pub expires_at: Timestamp,
+}
+
+/// Where a reservation is. `committed` and `released` are final; what has expired gave its units
+/// back, and may still be settled by the run that finished late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldState {
+    Pending,
+    Committed,
+    Released,
+    Expired,
+}
+
+impl HoldState {
+    /// The word the contract and the database use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Committed => "committed",
+            Self::Released => "released",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// The body of a decision. Field names are the public contract.
@@ -39,15 +94,24 @@ pub struct Answer {
     pub feature_id: FeatureId,
     pub plan_id: Option<PlanId>,
     pub required_balance: i64,
-    /// What was counted; only in answers to `track`.
+    /// What was counted; only in answers to `track` and `commit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<i64>,
+    /// Whether a hard limit is exceeded; only in answers to `commit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_limit: Option<bool>,
+    /// Whether the run came after its reservation's expiry or period; only in answers to `commit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<bool>,
+    /// Whether the database could not answer, and the run is journalled until it can.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
     pub balance: Balance,
     pub period: Bounds,
     pub threshold: Threshold,
     pub pace: PaceBody,
     pub upgrade: Option<Upgrade>,
-    pub reservation: Option<()>,
+    pub reservation: Option<Hold>,
     pub event_id: Option<String>,
 }
 
@@ -95,8 +159,10 @@ pub struct Upgrade {
 pub fn answer(facts: &Facts, catalog: &Catalog, links: &Links) -> Answer {
     let plan = facts.plan_id.as_ref().and_then(|id| catalog.plan(id.as_str()));
     let limit = plan.and_then(|plan| plan.limits.get(&facts.feature_id));
+    let now = facts.particular.or_else(|| limit.map(|limit| plans_own(limit, facts.usage)));
+    let enforcement = now.map(|now| now.enforcement);
     let pace = pace(facts.usage, facts.period, facts.decided_at);
-    let (state, percent) = limit.map_or((ThresholdState::Ok, None), |l| threshold(l, facts.usage));
+    let commits = facts.intent == Intent::Commit;
     Answer {
         allowed: facts.reason.allows(),
         reason: facts.reason,
@@ -104,30 +170,43 @@ pub fn answer(facts: &Facts, catalog: &Catalog, links: &Links) -> Answer {
         feature_id: facts.feature_id.clone(),
         plan_id: facts.plan_id.clone(),
         required_balance: facts.asked,
-        value: matches!(facts.intent, Intent::Record | Intent::RecordCapped)
-            .then_some(facts.counted),
-        balance: balance(limit.map(|l| l.enforcement), facts),
+        value: facts.intent.tells_what_was_counted().then_some(facts.counted),
+        over_limit: commits.then(|| exceeds(enforcement, facts)),
+        late: commits.then_some(facts.remark == Remark::Late),
+        degraded: facts.remark == Remark::Degraded,
+        balance: balance(enforcement, facts),
         period: Bounds { start: facts.period.start, end: facts.period.end },
-        threshold: Threshold { state, percent },
+        threshold: Threshold {
+            state: now.map_or(ThresholdState::Ok, |now| now.threshold),
+            percent: enforcement.and_then(|enforcement| percent_used(enforcement, facts.usage)),
+        },
         pace: PaceBody {
             elapsed_days: pace.elapsed_days,
             period_days: pace.period_days,
             projected: pace.projected,
         },
         upgrade: upgrade(facts, plan, pace.elapsed_days, pace.projected, catalog, links),
-        reservation: None,
+        reservation: facts.hold.clone(),
         event_id: facts.event_id.clone(),
     }
+}
+
+fn plans_own(limit: &Limit, usage: i64) -> Particular {
+    let enforcement = limit.enforcement;
+    let allowance = Allowance { limit: Some(limit), base: enforcement, enforcement };
+    Particular { enforcement, threshold: threshold(&allowance, usage) }
+}
+
+fn exceeds(enforcement: Option<Enforcement>, facts: &Facts) -> bool {
+    let taken = facts.usage.saturating_add(facts.reserved);
+    matches!(enforcement, Some(Enforcement::Hard { granted }) if taken > granted)
 }
 
 /// Without a limit (no plan, or not in the plan) nothing is granted.
 fn balance(enforcement: Option<Enforcement>, facts: &Facts) -> Balance {
     let taken = facts.usage.saturating_add(facts.reserved);
     let enforcement = enforcement.unwrap_or(Enforcement::Hard { granted: 0 });
-    let granted = match enforcement {
-        Enforcement::Hard { granted } | Enforcement::Soft { granted } => Some(granted),
-        Enforcement::Unlimited => None,
-    };
+    let granted = enforcement.number();
     let soft_limit = match enforcement {
         Enforcement::Soft { granted } => Some(granted),
         Enforcement::Hard { .. } | Enforcement::Unlimited => None,
@@ -239,6 +318,7 @@ mod tests {
             asked: 1,
             counted: 0,
             reason,
+            particular: None,
             usage,
             reserved: 0,
             period: BillingPeriod {
@@ -247,6 +327,8 @@ mod tests {
             },
             decided_at: at("2026-11-18T15:00:00Z"),
             event_id: None,
+            hold: None,
+            remark: Remark::None,
         }
     }
 

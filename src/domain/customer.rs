@@ -5,6 +5,7 @@ use crate::domain::decision::{Entitlement, Reason, Standing};
 use crate::domain::ids::{CustomerId, PlanId};
 use crate::domain::period::Cycle;
 use crate::domain::plan::{Catalog, Plan};
+use crate::domain::quota::{Allowance, Quotas};
 use crate::domain::subscription::SubscriptionStatus;
 
 /// The product's paying account.
@@ -16,6 +17,10 @@ pub struct Customer {
     pub stripe_customer_id: Option<String>,
     pub created_at: Timestamp,
     pub tier: Tier,
+    /// The plans file whose limits it keeps; `None` for the one in force.
+    pub terms_version: Option<i64>,
+    /// Whether it ever had an override or a grant, and they are worth looking for.
+    pub has_quotas: bool,
     /// Goes up with each write of the row.
     pub revision: i64,
 }
@@ -62,8 +67,10 @@ pub struct Tier {
     pub subscription: Option<LiveSubscription>,
     pub standing: Standing,
     pub cycle: Cycle,
-    /// Goes up when the plan in force changes; a notice is sent once per version.
+    /// Goes up when what the customer is entitled to changes; a notice is sent once per version.
     pub entitlement_version: i64,
+    /// The version with which the plan in force came.
+    pub plan_since_version: i64,
 }
 
 /// The subscription that gives the tier.
@@ -82,6 +89,7 @@ impl Tier {
             standing: Standing::Good,
             cycle: Cycle::local(0, created_at.start_of_day()),
             entitlement_version: 1,
+            plan_since_version: 1,
         }
     }
 
@@ -91,22 +99,34 @@ impl Tier {
         catalog.plan(id.as_str())
     }
 
-    /// What the customer may use of `feature_id` at `now`.
-    pub fn entitlement<'a>(
+    /// What is granted of `feature_id` at `now`, whether or not the standing lets it be used, under
+    /// the terms of `catalog` and what `quotas` say of this customer and feature. `from_grants`:
+    /// units of the period's usage that grants have paid for.
+    pub fn allowance<'a>(
         &self,
         catalog: &'a Catalog,
         feature_id: &str,
+        quotas: &Quotas,
+        from_grants: i64,
+        now: Timestamp,
+    ) -> Option<Allowance<'a>> {
+        let plan = self.plan(catalog);
+        let limit = plan.and_then(|plan| plan.limits.get(feature_id));
+        quotas.allowance(plan.map(|plan| &plan.id), limit, from_grants, now)
+    }
+
+    /// What the customer may use at `now` of what `allowance` grants it.
+    pub fn entitlement<'a>(
+        &self,
+        catalog: &Catalog,
+        allowance: Option<Allowance<'a>>,
         now: Timestamp,
     ) -> Entitlement<'a> {
-        if let Some(reason) = self.standing.denial(now) {
-            return Entitlement::Denied(reason);
-        }
-        match self.plan(catalog) {
-            None => Entitlement::Denied(Reason::NoPlan),
-            Some(plan) => match plan.limits.get(feature_id) {
-                None => Entitlement::Denied(Reason::FeatureNotInPlan),
-                Some(limit) => Entitlement::Granted(limit),
-            },
+        match (self.standing.denial(now), allowance) {
+            (Some(reason), _) => Entitlement::Denied(reason),
+            (None, Some(allowance)) => Entitlement::Granted(allowance),
+            (None, None) if self.plan(catalog).is_none() => Entitlement::Denied(Reason::NoPlan),
+            (None, None) => Entitlement::Denied(Reason::FeatureNotInPlan),
         }
     }
 }
@@ -122,7 +142,8 @@ mod tests {
     }
 
     fn denial(tier: &Tier, catalog: &Catalog, feature_id: &str, now: Timestamp) -> Option<Reason> {
-        match tier.entitlement(catalog, feature_id, now) {
+        let allowance = tier.allowance(catalog, feature_id, &Quotas::default(), 0, now);
+        match tier.entitlement(catalog, allowance, now) {
             Entitlement::Denied(reason) => Some(reason),
             Entitlement::Granted(_) => None,
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Why a text is not an id. The message names what was wanted and never repeats the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +97,23 @@ id! {
 id! {
     /// The caller's name for one run: the same key always gets the same answer.
     IdempotencyKey, max 255
+}
+
+id! {
+    /// Units held for a run in flight; made here, named by the caller that settles it.
+    ReservationId, max 64
+}
+
+/// The id of what came of a request under an idempotency key, as hex after `prefix_`. It follows
+/// from the customer and the key, which are one request for ever, so it need not be stored.
+pub fn derived_id(prefix: &str, customer_id: &CustomerId, key: &str) -> String {
+    let mut digest = Sha256::new();
+    digest.update(prefix.as_bytes());
+    digest.update([0]);
+    digest.update(customer_id.as_str().as_bytes());
+    digest.update([0]);
+    digest.update(key.as_bytes());
+    format!("{prefix}_{}", hex::encode(&digest.finalize()[..16]))
 }
 
 #[cfg(test)]

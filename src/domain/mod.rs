@@ -2,9 +2,14 @@
 
 pub mod ids;
 pub mod money;
+pub mod run;
 pub mod plan;
 pub mod period;
 pub mod usage;
+pub mod credit;
+pub mod quota;
+pub mod cost;
+pub mod margin;
 pub mod decision;
 pub mod subscription;
 pub mod customer;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::domain::decision::{Crossing, Mark};
 use crate::domain::plan::Unlock;
 
 /// The three mails.
@@ -69,25 +70,30 @@ impl NoticeState {
     }
 }
 
-/// Why a notice is no longer true at the moment it would be sent, if it is not.
-///
-/// `same_terms`: plan and subscription are those it arose under. `period_over`: its billing period
-/// has ended. `at_cap`: the hard limit in force is used up.
-pub fn overtaken_by(
-    kind: NoticeKind,
-    same_terms: bool,
-    period_over: bool,
-    at_cap: bool,
-) -> Option<&'static str> {
-    match kind {
-        _ if !same_terms => Some("the plan has changed since"),
-        NoticeKind::PlanUpgraded => None,
-        NoticeKind::UsageNudge | NoticeKind::CapReached if period_over => {
-            Some("its period is over")
+/// Where a customer stands when a notice is about to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Standpoint {
+    /// Plan and series of periods are those that the notice arose under.
+    pub same_plan: bool,
+    /// The notice's billing period has ended.
+    pub period_over: bool,
+    /// The highest threshold that the period's usage has reached, as things are now.
+    pub reached: Option<Crossing>,
+}
+
+/// Why a notice is no longer true at the moment it would be sent, if it is not. `mark` is what the
+/// notice is about, unless it tells of the cap or of an upgrade.
+pub fn overtaken_by(kind: NoticeKind, mark: Mark, now: Standpoint) -> Option<&'static str> {
+    match (kind, now.reached) {
+        _ if !now.same_plan => Some("the plan has changed since"),
+        (NoticeKind::PlanUpgraded, _) => None,
+        _ if now.period_over => Some("its period is over"),
+        (NoticeKind::UsageNudge, Some(Crossing::Cap)) => Some("the cap was reached since"),
+        (NoticeKind::UsageNudge, reached) if reached < Some(Crossing::Nudge(mark)) => {
+            Some("the limit was raised since")
         }
-        NoticeKind::UsageNudge if at_cap => Some("the cap was reached since"),
-        NoticeKind::CapReached if !at_cap => Some("the cap was raised since"),
-        NoticeKind::UsageNudge | NoticeKind::CapReached => None,
+        (NoticeKind::CapReached, Some(Crossing::Cap)) | (NoticeKind::UsageNudge, _) => None,
+        (NoticeKind::CapReached, _) => Some("the cap was raised since"),
     }
 }
 
@@ -109,10 +115,14 @@ pub struct UsageFacts {
     /// `run`.
     pub unit: String,
     pub plan_name: String,
-    /// The configured percent that was crossed: 80.
-    pub percent: u8,
+    /// The configured percent that was crossed: 80; above 100 of a soft limit. `None` where nothing
+    /// is granted that it could be of.
+    pub percent: Option<u16>,
+    /// The number of units that was reached, where there is no percent.
+    pub at_units: Option<i64>,
     pub usage: i64,
-    pub granted: i64,
+    /// The number in force; `None` where there is none.
+    pub granted: Option<i64>,
     /// Days since the period began, counting the one that has begun.
     pub elapsed_days: i64,
     pub period_days: i64,
@@ -163,21 +173,36 @@ fn unlocks<S: serde::Serializer>(unlocks: &[Unlock], serializer: S) -> Result<S:
 mod tests {
     use super::*;
 
+    const EIGHTY: Mark = Mark::Percent(80);
+
+    fn now(reached: Option<Crossing>) -> Standpoint {
+        Standpoint { same_plan: true, period_over: false, reached }
+    }
+
+    fn at_eighty() -> Standpoint {
+        now(Some(Crossing::Nudge(EIGHTY)))
+    }
+
     #[test]
-    fn a_nudge_is_overtaken_by_an_upgrade_the_cap_or_the_next_period() {
-        let nudge = NoticeKind::UsageNudge;
-        assert_eq!(overtaken_by(nudge, true, false, false), None);
-        assert!(overtaken_by(nudge, false, false, false).is_some());
-        assert!(overtaken_by(nudge, true, true, false).is_some());
-        assert!(overtaken_by(nudge, true, false, true).is_some());
+    fn a_nudge_is_overtaken_by_another_plan_the_cap_a_higher_limit_or_the_next_period() {
+        let overtaken = |now| overtaken_by(NoticeKind::UsageNudge, EIGHTY, now).is_some();
+        assert!(!overtaken(at_eighty()));
+        assert!(!overtaken(now(Some(Crossing::Nudge(Mark::Percent(90))))), "both are told");
+        assert!(overtaken(Standpoint { same_plan: false, ..at_eighty() }));
+        assert!(overtaken(Standpoint { period_over: true, ..at_eighty() }));
+        assert!(overtaken(now(Some(Crossing::Cap))));
+        assert!(overtaken(now(Some(Crossing::Nudge(Mark::Percent(50))))));
+        assert!(overtaken(now(None)));
     }
 
     #[test]
     fn the_cap_mail_is_true_at_the_cap_and_an_upgrade_mail_in_the_next_period_too() {
-        assert_eq!(overtaken_by(NoticeKind::CapReached, true, false, true), None);
-        assert!(overtaken_by(NoticeKind::CapReached, false, false, true).is_some());
-        assert!(overtaken_by(NoticeKind::CapReached, true, false, false).is_some());
-        assert_eq!(overtaken_by(NoticeKind::PlanUpgraded, true, true, false), None);
-        assert!(overtaken_by(NoticeKind::PlanUpgraded, false, false, false).is_some());
+        let cap = |now| overtaken_by(NoticeKind::CapReached, Mark::Percent(100), now);
+        assert_eq!(cap(now(Some(Crossing::Cap))), None);
+        assert!(cap(Standpoint { same_plan: false, ..now(Some(Crossing::Cap)) }).is_some());
+        assert!(cap(at_eighty()).is_some());
+        let upgrade = |now| overtaken_by(NoticeKind::PlanUpgraded, Mark::Percent(0), now);
+        assert_eq!(upgrade(Standpoint { period_over: true, ..now(Some(Crossing::Cap)) }), None);
+        assert!(upgrade(Standpoint { same_plan: false, ..at_eighty() }).is_some());
     }
 }

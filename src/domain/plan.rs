@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
+mod limits;
 mod mistakes;
+mod models;
 mod parse;
 mod reader;
 mod rules;
@@ -15,6 +17,7 @@ mod tests;
 
 pub(crate) use mistakes::nearest;
 pub use mistakes::{PlanFileErrors, PlanFileMistake};
+pub use models::ModelPrices;
 pub use rules::parse_duration;
 
 /// Everything the plans file says, checked.
@@ -26,14 +29,15 @@ pub struct Catalog {
     /// By rank, lowest first.
     pub plans: Vec<Plan>,
     /// What the models cost us, by the name under which runs report them.
-    pub models: BTreeMap<String, ModelPrice>,
+    pub models: BTreeMap<String, ModelPrices>,
     /// For features counted in credits: what each model takes. A feature may have a table here
     /// before it is declared in `features`; it takes effect with its declaration.
-    pub credits: BTreeMap<FeatureId, BTreeMap<String, CreditRate>>,
+    pub credits: BTreeMap<FeatureId, CreditTable>,
     /// Length of a metering window: usage becomes one meter event per customer, meter and window.
     pub metering_window: Duration,
     pub schedule: Schedule,
     pub policy: Policy,
+    pub retention: Retention,
 }
 
 /// What is metered.
@@ -60,6 +64,21 @@ pub struct Plan {
     pub limits: BTreeMap<FeatureId, Limit>,
     /// What an upgrade to this plan opens, for the mail a day later.
     pub unlocks: Vec<Unlock>,
+    pub on_outage: OnOutage,
+    /// When this file changes the plan's limits, those who are on the plan keep the old ones until
+    /// they are moved.
+    pub grandfather: bool,
+}
+
+/// What becomes of a plan's runs while the database cannot answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnOutage {
+    Deny,
+    /// Each customer may draw up to `units` of each feature in one outage, whatever its balance.
+    /// They are written down beside the database and counted when it answers again.
+    Allow {
+        units: i64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,9 +106,13 @@ pub struct Unlock {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub enforcement: Enforcement,
-    /// Percents of the granted amount at which the customer is told, ascending, 1 to 100. Empty
-    /// (no nudges) unless the file lists some.
-    pub nudge_at_percent: Vec<u8>,
+    /// Percents of the granted amount at which the customer is told, each once, ascending: 1 to
+    /// 100 of a hard limit, 1 to 1000 of a soft one, none of an unlimited one. Empty (no nudges)
+    /// unless the file lists some.
+    pub nudge_at_percent: Vec<u16>,
+    /// Where nothing is granted that percents could be of: the units, used in a billing period,
+    /// at which the customer of an unlimited feature is told, each once, ascending, 1 to 10⁹.
+    pub nudge_at_units: Vec<i64>,
     /// The quota is meant to be set per customer; the number here holds until it is.
     pub custom: bool,
 }
@@ -114,6 +137,16 @@ pub struct ModelPrice {
     pub output_picodollars_per_token: i64,
     /// The price of input if the file gives no other.
     pub cached_input_picodollars_per_token: i64,
+}
+
+/// What the models take of a feature that is counted in credits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CreditTable {
+    /// By the name under which runs report the model.
+    pub rates: BTreeMap<String, CreditRate>,
+    /// What a model without a rate takes: that of the one which the feature names in
+    /// `count_unknown_models_as`. `None` refuses its runs.
+    pub unknown_models: Option<CreditRate>,
 }
 
 /// What a model takes in credits. Nanocredits (10⁻⁹ credits) per token are the same number as
@@ -145,6 +178,17 @@ pub struct Policy {
     pub cost_overhead: BTreeMap<PlanId, Money>,
 }
 
+/// How long history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// How long usage events are kept, counted from the end of their billing period, 62 to 36,500
+    /// days; `None` keeps them for ever.
+    ///
+    /// Pruning never touches a period that is still open, what an idempotency key was answered,
+    /// or usage that has not reached Stripe yet, however old.
+    pub usage_events: Option<Duration>,
+}
+
 /// Notices every minute, meter events every five, reconciliation once an hour.
 impl Default for Schedule {
     fn default() -> Self {
@@ -164,6 +208,25 @@ impl Default for Policy {
     }
 }
 
+impl Enforcement {
+    /// The number of units, where there is one.
+    pub fn number(self) -> Option<i64> {
+        match self {
+            Self::Hard { granted } | Self::Soft { granted } => Some(granted),
+            Self::Unlimited => None,
+        }
+    }
+
+    /// The word the plans file and the database use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard { .. } => "hard",
+            Self::Soft { .. } => "soft",
+            Self::Unlimited => "unlimited",
+        }
+    }
+}
+
 impl Interval {
     /// As people read it after "a" or a slash: `month`.
     pub fn label(self) -> &'static str {
@@ -171,6 +234,14 @@ impl Interval {
             Self::Month => "month",
             Self::Year => "year",
         }
+    }
+}
+
+impl Plan {
+    /// Whether both plans grant the same amounts of the same features, enforced alike.
+    fn limits_as(&self, other: &Self) -> bool {
+        let granted = |(feature, limit): (&FeatureId, &Limit)| (feature.clone(), limit.enforcement);
+        self.limits.iter().map(granted).eq(other.limits.iter().map(granted))
     }
 }
 
@@ -192,6 +263,18 @@ impl Catalog {
 
     pub fn plan(&self, id: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
+    }
+
+    /// The plans whose customers find other limits in `new`, by rank: a feature has come or gone,
+    /// or another number or enforcement holds for it. A plan that is gone is among them, one that
+    /// is new is not: nobody is on it yet.
+    ///
+    /// When customers are told, and whether a number is meant to be set for each, is no limit:
+    /// a change of that alone holds for everybody.
+    pub fn changed_limits(old: &Self, new: &Self) -> Vec<PlanId> {
+        let differs =
+            |plan: &&Plan| new.plan(plan.id.as_str()).is_none_or(|now| !now.limits_as(plan));
+        old.plans.iter().filter(differs).map(|plan| plan.id.clone()).collect()
     }
 
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {

@@ -63,6 +63,7 @@ pub fn tier_from_stripe(
     let plan_id = |tier: &Tier| tier.plan(catalog).map(|plan| plan.id.clone());
     if plan_id(&tier) != plan_id(current) {
         tier.entitlement_version = current.entitlement_version + 1;
+        tier.plan_since_version = tier.entitlement_version;
     }
     Ok(tier)
 }
@@ -133,6 +134,7 @@ fn subscribed(
             stripe: Some(BillingPeriod { start: item.period_start, end: item.period_end }),
         },
         entitlement_version: current.entitlement_version,
+        plan_since_version: current.plan_since_version,
     }
 }
 
@@ -149,6 +151,7 @@ fn unsubscribed(current: &Tier, subscriptions: &[Subscription], now: Timestamp) 
         standing: Standing::Good,
         cycle: Cycle::local(current.cycle.series + 1, ended_at.unwrap_or(now).min(now)),
         entitlement_version: current.entitlement_version,
+        plan_since_version: current.plan_since_version,
     }
 }
 

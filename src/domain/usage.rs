@@ -15,6 +15,10 @@ pub struct Counter {
     pub usage: i64,
     /// Units held by running jobs.
     pub reserved: i64,
+    /// Of `usage`, the units that grants have paid for.
+    pub from_grants: i64,
+    /// Of `usage`, the units whose events retention has deleted.
+    pub pruned: i64,
     /// Units accepted and not yet frozen into a meter event.
     pub open: Option<OpenWindow>,
     /// Up to when windows are closed; a window never reopens.

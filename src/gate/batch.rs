@@ -1,221 +1,314 @@
-//! One batch of the gate's writer: load, decide in order, write, commit.
+//! One batch of a writer: load, decide in order, write, commit.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Decided, GateError, Request};
+use super::books::{Account, Books, Entry};
+use super::request::{Ask, Request, units_of};
+use super::{Decided, GateError};
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::answer::Facts;
-use crate::domain::customer::{Customer, Profile, Tier};
-use crate::domain::decision::{Crossing, Entitlement, crossing, decide};
-use crate::domain::ids::{CustomerId, FeatureId};
+use crate::domain::answer::{Facts, Particular, Remark};
+use crate::domain::cost::cost_of_run;
+use crate::domain::customer::Customer;
+use crate::domain::decision::{Crossing, Intent, Mark, crossing, decide, threshold};
+use crate::domain::ids::{CustomerId, FeatureId, ReservationId, derived_id};
 use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
+use crate::domain::quota::{Allowance, Quotas};
+use crate::domain::run::RunFacts;
 use crate::domain::usage::{Counter, OpenWindow};
+use crate::store::events::{EventKey, NewEvent, Remembered, hold};
 use crate::store::notices::Notice;
 use crate::store::outbox::NewMeterEvent;
-use crate::store::usage::{CounterKey, NewEvent, Remembered};
+use crate::store::quotas::NewDraw;
+use crate::store::reservations::Reservation;
+use crate::store::usage::CounterKey;
 use crate::store::{StoreError, Tx};
 
 /// How often a batch is tried when the database asks for it.
 const ATTEMPTS: u32 = 3;
 
 /// Decides a batch and makes it durable; one result per request, in order.
-pub(super) async fn run(app: &App, requests: &[Request]) -> Vec<Result<Decided, GateError>> {
+pub(super) async fn run(
+    app: &App,
+    mut books: Books,
+    asks: &[Ask],
+) -> (Books, Vec<Result<Decided, GateError>>) {
     for attempt in 1..=ATTEMPTS {
-        match try_once(app, requests).await {
-            Ok(results) => return results,
-            Err(error) if error.asks_for_retry() && attempt < ATTEMPTS => {
-                tracing::warn!(%error, attempt, "the gate's transaction is tried again");
+        match try_once(app, &mut books, asks).await {
+            Ok(results) => {
+                books.age();
+                return (books, results);
             }
             Err(error) => {
-                tracing::error!(%error, requests = requests.len(), "the gate cannot count");
-                break;
+                // What was decided and not written is known nowhere.
+                books = Books::default();
+                if !error.asks_for_retry() || attempt == ATTEMPTS {
+                    tracing::error!(%error, requests = asks.len(), "the gate cannot count");
+                    break;
+                }
+                tracing::warn!(%error, attempt, "the gate's transaction is tried again");
             }
         }
     }
-    requests.iter().map(|_| Err(GateError::Unavailable(None))).collect()
+    (books, asks.iter().map(|_| Err(GateError::Unavailable(None))).collect())
 }
 
 async fn try_once(
     app: &App,
-    requests: &[Request],
+    books: &mut Books,
+    asks: &[Ask],
 ) -> Result<Vec<Result<Decided, GateError>>, StoreError> {
     let mut tx = app.store.begin().await?;
-    let mut batch = Batch::load(app, &mut tx, requests).await?;
-    let results = requests.iter().map(|request| batch.decide(app, request)).collect();
+    books.forget(tx.take_changed());
+    let mut batch = Batch::load(app, &mut tx, books, asks).await?;
+    let results = asks
+        .iter()
+        .map(|ask| match ask {
+            Ask::Run(request) => batch.run(request),
+            Ask::Settle(settlement) => batch.settle(settlement),
+        })
+        .collect();
     batch.write(&mut tx).await?;
     tx.commit().await?;
     Ok(results)
 }
 
 /// What a batch knows and what it is going to write.
-struct Batch {
-    now: Timestamp,
-    plan_version: i64,
-    catalog: Arc<Catalog>,
-    customers: HashMap<CustomerId, Customer>,
-    remembered: HashMap<(CustomerId, String), Remembered>,
-    counters: HashMap<CounterKey, (BillingPeriod, Counter)>,
-    touched: HashSet<CounterKey>,
-    events: Vec<NewEvent>,
-    notices: Vec<Notice>,
-    meter_events: Vec<NewMeterEvent>,
+pub(super) struct Batch<'a> {
+    pub app: &'a App,
+    pub now: Timestamp,
+    pub plan_version: i64,
+    pub catalog: Arc<Catalog>,
+    /// Older plans files whose limits some customers keep.
+    pub older: HashMap<i64, Arc<Catalog>>,
+    pub books: &'a mut Books,
+    pub remembered: HashMap<(CustomerId, String), Remembered>,
+    pub reservations: HashMap<ReservationId, Reservation>,
+    pub touched: HashSet<CounterKey>,
+    pub holds: HashSet<ReservationId>,
+    pub events: Vec<NewEvent>,
+    pub draws: Vec<NewDraw>,
+    pub notices: Vec<Notice>,
+    pub meter_events: Vec<NewMeterEvent>,
 }
 
-impl Batch {
-    async fn load(app: &App, tx: &mut Tx, requests: &[Request]) -> Result<Self, StoreError> {
-        let (plan_version, catalog) = app.plans.active();
-        let customers = load_customers(tx, &catalog, requests).await?;
-        let keyed: Vec<_> = requests
-            .iter()
-            .filter_map(|r| r.key.as_ref().map(|key| (&r.customer_id, key.key.as_str())))
-            .collect();
-        let remembered = if keyed.is_empty() {
-            HashMap::new()
-        } else {
-            tx.remembered(&keyed).await?.into_iter().collect()
-        };
-        let mut counters = HashMap::new();
-        for request in requests {
-            if let Some(customer) = customers.get(&request.customer_id) {
-                let period = customer.tier.cycle.period_at(tx.now);
-                let key = counter_key(customer, &request.feature_id, period);
-                counters.insert(key, (period, Counter::default()));
-            }
-        }
-        let wanted: Vec<_> = counters.keys().cloned().collect();
-        for (key, counter) in tx.counters(&wanted).await? {
-            if let Some((_, known)) = counters.get_mut(&key) {
-                *known = counter;
-            }
-        }
-        Ok(Self {
-            now: tx.now,
-            plan_version,
-            catalog,
-            customers,
-            remembered,
-            counters,
-            touched: HashSet::new(),
-            events: Vec::new(),
-            notices: Vec::new(),
-            meter_events: Vec::new(),
-        })
-    }
+/// A customer's counter, and what it may use, at the moment of a decision.
+struct Stand<'c> {
+    period: BillingPeriod,
+    key: CounterKey,
+    counter: Counter,
+    allowance: Option<Allowance<'c>>,
+}
 
-    fn decide(&mut self, app: &App, request: &Request) -> Result<Decided, GateError> {
-        let Some(customer) = self.customers.get(&request.customer_id) else {
+impl<'a> Batch<'a> {
+    fn run(&mut self, request: &Request) -> Result<Decided, GateError> {
+        let event_key = match &request.key {
+            None => EventKey::Own(self.app.entropy.id("evt", self.now)),
+            Some(key) => EventKey::Request {
+                key: key.key.to_string(),
+                request_hash: key.request_hash.clone(),
+            },
+        };
+        let Some(account) = self.books.get(&request.customer_id) else {
             // Who comes with data is still unknown only if the feature was no reason to create it.
             return Err(match request.customer_data {
                 Some(_) => GateError::UnknownFeature,
                 None => GateError::UnknownCustomer,
             });
         };
-        if let Some(key) = &request.key {
-            let known = self.remembered.get(&(customer.id.clone(), key.key.to_string()));
-            if let Some(known) = known {
-                let same = known.request_hash == key.request_hash;
-                return if same {
-                    Ok((known.facts.clone(), known.plan_version))
-                } else {
-                    Err(GateError::KeyReused)
-                };
-            }
-        }
-        if !self.catalog.features.contains_key(&request.feature_id) {
-            return Err(GateError::UnknownFeature);
-        }
-        let period = customer.tier.cycle.period_at(self.now);
-        let key = counter_key(customer, &request.feature_id, period);
-        let counter =
-            self.counters.get(&key).map(|(_, counter)| counter.clone()).unwrap_or_default();
-        let entitlement =
-            customer.tier.entitlement(&self.catalog, request.feature_id.as_str(), self.now);
-        let verdict =
-            decide(entitlement, counter.usage, counter.reserved, request.value, request.intent);
-        let facts = Facts {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            plan_id: customer.tier.plan(&self.catalog).map(|plan| plan.id.clone()),
-            intent: request.intent,
-            asked: request.value,
-            counted: verdict.counted,
-            reason: verdict.reason,
-            usage: counter.usage.saturating_add(verdict.counted),
-            reserved: counter.reserved,
-            period,
-            decided_at: self.now,
-            event_id: (verdict.counted > 0).then(|| app.entropy.id("evt", self.now)),
-        };
-        if verdict.counted > 0 {
-            let crossed = match entitlement {
-                Entitlement::Granted(limit) => crossing(limit, counter.usage, facts.usage),
-                Entitlement::Denied(_) => None,
+        let request_key = event_key.request_key();
+        let known = self.remembered.get(&(request.customer_id.clone(), request_key.clone()));
+        if let (Some(known), Some(key)) = (known, &request.key) {
+            return match known.request_hash.as_ref() == Some(&key.request_hash) {
+                true => Ok((known.facts.clone(), known.plan_version)),
+                false => Err(GateError::KeyReused),
             };
-            self.notices
-                .extend(crossed.map(|c| notice(app, customer, &facts, c, self.plan_version)));
-            self.count(app, key.clone(), counter, &facts);
         }
-        if verdict.counted > 0 || request.key.is_some() {
-            self.remember(request, &facts, key.series);
+        let (key, facts) = self.decide(request, account, &event_key)?;
+        let metered = self.apply(&key, &facts, &request_key, None);
+        let entity_id = request.entity_id.as_ref().map(ToString::to_string);
+        self.hold(&key, &facts, entity_id.as_deref());
+        if facts.counted > 0 || request.key.is_some() {
+            self.remember(NewEvent {
+                series: key.series,
+                key: event_key,
+                entity_id,
+                plan_version: self.plan_version,
+                metered,
+                run: request.said.run.clone(),
+                cost_picodollars: self.cost(&request.said.run, facts.counted),
+                properties: request.said.properties.clone(),
+                facts: facts.clone(),
+            });
         }
         Ok((facts, self.plan_version))
     }
 
-    /// Moves the counter, and the metering window if the usage is to be reported.
-    fn count(&mut self, app: &App, key: CounterKey, mut counter: Counter, facts: &Facts) {
-        counter.usage = facts.usage;
-        let meter =
-            self.catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
-        let stripe_id =
-            self.customers.get(&key.customer_id).and_then(|c| c.stripe_customer_id.as_ref());
-        if let (Some(event_name), Some(stripe_id)) = (meter, stripe_id) {
-            let window = self.catalog.metering_window;
-            let closed = counter.meter(facts.counted, self.now, facts.period, window, event_name);
-            self.meter_events.extend(
-                closed.map(|w| meter_event(app, self.now, &key, facts.period.end, stripe_id, w)),
-            );
+    /// What is to be said of a run, and which counter it is counted on.
+    fn decide(
+        &self,
+        request: &Request,
+        account: &Account,
+        event_key: &EventKey,
+    ) -> Result<(CounterKey, Facts), GateError> {
+        let Request { customer_id, feature_id, intent, .. } = request;
+        if !self.catalog.features.contains_key(feature_id) {
+            return Err(GateError::UnknownFeature);
         }
-        self.touched.insert(key.clone());
-        self.counters.insert(key, (facts.period, counter));
+        let value = units_of(&self.catalog, feature_id, request.value, &request.said.run, 1)?;
+        let terms = self.terms(account);
+        let stand = stand(account, terms, feature_id, self.now);
+        let tier = &account.customer.tier;
+        let entitlement = tier.entitlement(terms, stand.allowance, self.now);
+        let Counter { usage, reserved, .. } = stand.counter;
+        let verdict = decide(entitlement, usage, reserved, value, *intent);
+        let usage = usage.saturating_add(verdict.counted);
+        let until = self.now.plus(Duration::from_secs(request.hold_seconds.into()));
+        let held = || hold(customer_id, &event_key.request_key(), verdict.held, until);
+        let facts = Facts {
+            customer_id: customer_id.clone(),
+            feature_id: feature_id.clone(),
+            plan_id: tier.plan(terms).map(|plan| plan.id.clone()),
+            intent: *intent,
+            asked: value,
+            counted: verdict.counted,
+            reason: verdict.reason,
+            particular: particular(&account.customer, stand.allowance, usage),
+            usage,
+            reserved: reserved.saturating_add(verdict.held),
+            period: stand.period,
+            decided_at: self.now,
+            event_id: (verdict.counted > 0).then(|| event_id(event_key, customer_id)),
+            hold: (verdict.held > 0).then(held),
+            remark: Remark::None,
+        };
+        Ok((stand.key, facts))
     }
 
-    fn remember(&mut self, request: &Request, facts: &Facts, series: i64) {
-        let request_key = request.key.as_ref().map(|k| (k.key.to_string(), k.request_hash.clone()));
-        if let Some((key, request_hash)) = request_key.clone() {
-            let remembered =
-                Remembered { facts: facts.clone(), request_hash, plan_version: self.plan_version };
-            self.remembered.insert((facts.customer_id.clone(), key), remembered);
+    /// What a run cost us, if it was one and its model has a price.
+    pub fn cost(&self, run: &RunFacts, counted: i64) -> Option<i64> {
+        if counted > 0 { cost_of_run(&self.catalog.models, run, self.now) } else { None }
+    }
+
+    /// The plans file whose limits hold for a customer.
+    pub fn terms<'b>(&'b self, account: &Account) -> &'b Catalog {
+        let older = account.customer.terms_version.and_then(|version| self.older.get(&version));
+        older.unwrap_or(&self.catalog)
+    }
+
+    /// Moves the counter as the facts say, with all that follows: what grants pay, the metering
+    /// window, and the notice of a threshold. `released` units were held for the run. Answers
+    /// whether the units go to a meter.
+    pub fn apply(
+        &mut self,
+        key: &CounterKey,
+        facts: &Facts,
+        request_key: &str,
+        released: Option<&Reservation>,
+    ) -> bool {
+        let held = facts.hold.as_ref().filter(|_| facts.intent == Intent::Reserve);
+        if facts.counted == 0 && held.is_none() && released.is_none() {
+            return false;
         }
-        self.events.push(NewEvent {
-            facts: facts.clone(),
-            series,
-            request: request_key,
-            entity_id: request.entity_id.as_ref().map(ToString::to_string),
-            plan_version: self.plan_version,
-            properties: request.properties.clone(),
-        });
+        let (now, plan_version, app) = (self.now, self.plan_version, self.app);
+        let (catalog, older) = (&self.catalog, &self.older);
+        let Some(account) = self.books.get_mut(&key.customer_id) else { return false };
+        let terms = account.customer.terms_version.and_then(|version| older.get(&version));
+        let terms = terms.unwrap_or(catalog);
+        let Some(entry) = account.entry(key).cloned() else { return false };
+        let Entry { period_end, mut counter } = entry;
+        let before = counter.usage;
+        counter.reserved += held.map_or(0, |hold| hold.units);
+        if let Some(released) = released.filter(|released| released.counter == *key) {
+            counter.reserved -= released.hold.units;
+        }
+        counter.usage = before.saturating_add(facts.counted);
+        let Account { customer, quotas, .. } = &mut *account;
+        let mut none = Quotas::default();
+        let quotas = quotas.get_mut(&key.feature_id).unwrap_or(&mut none);
+        let tier = &customer.tier;
+        let allowance =
+            tier.allowance(terms, key.feature_id.as_str(), quotas, counter.from_grants, now);
+        if let Some(allowance) = allowance
+            && facts.counted > 0
+        {
+            // A period that is over tells nobody any more.
+            let crossed =
+                crossing(&allowance, before, counter.usage).filter(|_| facts.period.contains(now));
+            self.notices.extend(crossed.map(|c| notice(app, customer, facts, c, plan_version)));
+            let base = allowance.base;
+            for draw in quotas.draw(base, before, counter.from_grants, facts.counted, now) {
+                counter.from_grants += draw.units;
+                let request_key = request_key.to_owned();
+                self.draws.push(NewDraw { counter: key.clone(), request_key, draw });
+            }
+        }
+        let meter = catalog.features.get(&key.feature_id).and_then(|f| f.stripe_meter.as_ref());
+        let metered = match (meter, &customer.stripe_customer_id) {
+            (Some(event_name), Some(stripe_id)) if facts.counted > 0 => {
+                let window = catalog.metering_window;
+                let period = BillingPeriod { start: facts.period.start, end: period_end };
+                let closed = counter.meter(facts.counted, now, period, window, event_name);
+                self.meter_events
+                    .extend(closed.map(|w| meter_event(app, now, key, period_end, stripe_id, w)));
+                true
+            }
+            _ => false,
+        };
+        account.put(key, Entry { period_end, counter });
+        self.touched.insert(key.clone());
+        metered
+    }
+
+    fn hold(&mut self, key: &CounterKey, facts: &Facts, entity_id: Option<&str>) {
+        let Some(hold) = &facts.hold else { return };
+        let reservation = Reservation {
+            hold: hold.clone(),
+            counter: key.clone(),
+            period_end: facts.period.end,
+            entity_id: entity_id.map(str::to_owned),
+            created_at: self.now,
+            settled_at: None,
+        };
+        self.holds.insert(hold.id.clone());
+        self.reservations.insert(hold.id.clone(), reservation);
+    }
+
+    pub fn remember(&mut self, event: NewEvent) {
+        let request_hash = match &event.key {
+            EventKey::Request { request_hash, .. } | EventKey::Reservation { request_hash, .. } => {
+                Some(request_hash.clone())
+            }
+            EventKey::Own(_) => None,
+        };
+        if request_hash.is_some() {
+            let key = (event.facts.customer_id.clone(), event.key.request_key());
+            let facts = event.facts.clone();
+            let plan_version = event.plan_version;
+            self.remembered.insert(key, Remembered { facts, request_hash, plan_version });
+        }
+        self.events.push(event);
     }
 
     async fn write(&self, tx: &mut Tx) -> Result<(), StoreError> {
-        if !self.events.is_empty() {
-            tx.insert_events(&self.events).await?;
-        }
-        if !self.touched.is_empty() {
-            let counters: Vec<_> = self
-                .touched
-                .iter()
-                .filter_map(|key| {
-                    let (period, counter) = self.counters.get(key)?;
-                    Some((key.clone(), period.end, counter.clone()))
-                })
-                .collect();
-            tx.put_counters(&counters).await?;
-        }
+        tx.insert_events(&self.events).await?;
+        let counters: Vec<_> = self
+            .touched
+            .iter()
+            .filter_map(|key| {
+                let Entry { period_end, counter } = self.books.get(&key.customer_id)?.entry(key)?;
+                Some((key.clone(), *period_end, counter.clone()))
+            })
+            .collect();
+        tx.put_counters(&counters).await?;
+        let holds: Vec<_> =
+            self.holds.iter().filter_map(|id| self.reservations.get(id)).cloned().collect();
+        tx.put_reservations(&holds).await?;
+        tx.put_draws(&self.draws).await?;
         for notice in &self.notices {
             tx.insert_notice(notice).await?;
         }
@@ -226,59 +319,28 @@ impl Batch {
     }
 }
 
-/// The customers of the batch, locked, those that are new and come with their data created first.
-async fn load_customers(
-    tx: &mut Tx,
-    catalog: &Catalog,
-    requests: &[Request],
-) -> Result<HashMap<CustomerId, Customer>, StoreError> {
-    let mut wanted: Vec<&CustomerId> = requests.iter().map(|r| &r.customer_id).collect();
-    wanted.sort();
-    wanted.dedup();
-    let by_id =
-        |customers: Vec<Customer>| customers.into_iter().map(|c| (c.id.clone(), c)).collect();
-    let mut known: HashMap<_, _> = by_id(tx.lock_customers(&wanted).await?);
-    // In order of id too, so that two replicas that create the same customers cannot deadlock.
-    let mut created = Vec::new();
-    for id in wanted.into_iter().filter(|id| !known.contains_key(*id)) {
-        // A request that is going to be refused creates nobody.
-        let asks =
-            |r: &&Request| r.customer_id == *id && catalog.features.contains_key(&r.feature_id);
-        let profile =
-            requests.iter().filter(asks).find_map(|request| request.customer_data.clone());
-        if let Some(profile) = profile {
-            create_customer(tx, id, profile).await?;
-            created.push(id);
-        }
-    }
-    if !created.is_empty() {
-        known.extend::<HashMap<_, _>>(by_id(tx.lock_customers(&created).await?));
-    }
-    Ok(known)
+/// Where a customer stands with a feature now.
+fn stand<'c>(
+    account: &Account,
+    terms: &'c Catalog,
+    feature_id: &FeatureId,
+    now: Timestamp,
+) -> Stand<'c> {
+    let tier = &account.customer.tier;
+    let period = tier.cycle.period_at(now);
+    let key = counter_key(&account.customer, feature_id, period);
+    let counter = account.entry(&key).map(|entry| entry.counter.clone()).unwrap_or_default();
+    let none = Quotas::default();
+    let quotas = account.quotas.get(feature_id).unwrap_or(&none);
+    let allowance = tier.allowance(terms, feature_id.as_str(), quotas, counter.from_grants, now);
+    Stand { period, key, counter, allowance }
 }
 
-/// Creates a customer on the default plan, unless someone else just did. A payment that arrived
-/// before its customer waits parked in the inbox: now it can be applied.
-pub async fn create_customer(
-    tx: &mut Tx,
-    id: &CustomerId,
-    profile: Profile,
-) -> Result<(), StoreError> {
-    let customer = Customer {
-        id: id.clone(),
-        profile,
-        stripe_customer_id: None,
-        created_at: tx.now,
-        tier: Tier::initial(tx.now),
-        revision: 1,
-    };
-    if tx.insert_customer(&customer).await? {
-        tx.unpark_events(id, None).await?;
-    }
-    Ok(())
-}
-
-fn counter_key(customer: &Customer, feature_id: &FeatureId, period: BillingPeriod) -> CounterKey {
+pub(super) fn counter_key(
+    customer: &Customer,
+    feature_id: &FeatureId,
+    period: BillingPeriod,
+) -> CounterKey {
     CounterKey {
         customer_id: customer.id.clone(),
         feature_id: feature_id.clone(),
@@ -287,16 +349,37 @@ fn counter_key(customer: &Customer, feature_id: &FeatureId, period: BillingPerio
     }
 }
 
-fn notice(
+/// The limit in force, if it is not what the plan in the active plans file says anyway.
+pub(super) fn particular(
+    customer: &Customer,
+    allowance: Option<Allowance<'_>>,
+    usage: i64,
+) -> Option<Particular> {
+    let allowance = allowance?;
+    (allowance.is_particular() || customer.terms_version.is_some()).then(|| Particular {
+        enforcement: allowance.enforcement,
+        threshold: threshold(&allowance, usage),
+    })
+}
+
+pub(super) fn event_id(key: &EventKey, customer_id: &CustomerId) -> String {
+    match key {
+        EventKey::Own(id) => id.clone(),
+        keyed => derived_id("evt", customer_id, &keyed.request_key()),
+    }
+}
+
+/// The notice of a threshold that a customer has come to.
+pub(super) fn notice(
     app: &App,
     customer: &Customer,
     facts: &Facts,
     crossed: Crossing,
     plan_version: i64,
 ) -> Notice {
-    let (kind, percent) = match crossed {
-        Crossing::Cap => (NoticeKind::CapReached, 100),
-        Crossing::Nudge { percent } => (NoticeKind::UsageNudge, i64::from(percent)),
+    let (kind, mark) = match crossed {
+        Crossing::Cap => (NoticeKind::CapReached, Mark::Percent(100)),
+        Crossing::Nudge(mark) => (NoticeKind::UsageNudge, mark),
     };
     Notice {
         notice_id: app.entropy.id("ntc", facts.decided_at),
@@ -305,7 +388,7 @@ fn notice(
         series: customer.tier.cycle.series,
         period: facts.period,
         kind,
-        percent,
+        mark,
         entitlement_version: customer.tier.entitlement_version,
         state: NoticeState::Due,
         usage_units: facts.usage,

@@ -1,63 +1,58 @@
 //! The gate: may this customer run?
 //!
-//! Requests that count queue to one writer, which takes all that wait, decides them in order with
-//! the pure rule of `domain::decision`, and commits them as one transaction before it answers. An
-//! idle gate commits at once; a busy one batches while the last commit is in flight. The queue is
+//! Requests that count queue to a writer, which takes all that wait, decides them in order with the
+//! pure rule of `domain::decision`, and commits them as one transaction before it answers. An idle
+//! gate commits at once; a busy one batches while the last commit is in flight. The queue is
 //! bounded: when it is full, callers are told to come back instead of waiting without end.
+//!
+//! SQLite has one writer. PostgreSQL commits side by side, so there are a few, each with the
+//! customers that hash to it; rows are locked all the same, because replicas have writers too.
 //!
 //! The gate never calls Stripe, and a question that counts nothing never waits for the writer.
 
+mod request;
+mod books;
+mod load;
 mod batch;
+mod settle;
+pub mod expiry;
+pub mod quotas;
 pub mod windows;
 
-use std::time::Duration;
-
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::app::App;
-use crate::domain::answer::{Answer, Facts, answer};
-use crate::domain::customer::Profile;
+use crate::domain::answer::{Answer, Facts, HoldState, Remark, answer};
+use crate::domain::credit::CreditError;
+use crate::domain::customer::Customer;
 use crate::domain::decision::{Intent, decide};
-use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey};
+use crate::domain::ids::FeatureId;
+use crate::domain::plan::Catalog;
+use crate::domain::quota::Quotas;
 use crate::store::StoreError;
 use crate::store::usage::CounterKey;
+use batch::particular;
+use books::Books;
+use request::Ask;
 
-pub use batch::create_customer;
+pub use load::create_customer;
+pub use request::{Request, RequestKey, Said, Settlement, units_of};
 
-/// How many requests may wait for the writer.
+/// How many requests may wait for one writer.
 const QUEUE: usize = 4096;
 /// How long a caller waits for its answer. A database that does not answer at all must not hold
 /// everyone for as long as its connection takes to die.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How many the writer takes into one transaction.
+/// How many a writer takes into one transaction.
 const BATCH: usize = 1024;
-
-/// A question to the gate, every field checked for its form.
-#[derive(Debug, Clone)]
-pub struct Request {
-    pub customer_id: CustomerId,
-    pub feature_id: FeatureId,
-    pub entity_id: Option<EntityId>,
-    /// Units, 1 to `domain::usage::MAX_QUANTITY`.
-    pub value: i64,
-    pub intent: Intent,
-    /// With a key, this request's answer is remembered for ever.
-    pub key: Option<RequestKey>,
-    /// What the caller says of the run, as a JSON object.
-    pub properties: Option<String>,
-    /// Creates the customer if it is unknown.
-    pub customer_data: Option<Profile>,
-}
-
-/// The caller's idempotency key, and a hash of all it asked under it.
-#[derive(Debug, Clone)]
-pub struct RequestKey {
-    pub key: IdempotencyKey,
-    pub request_hash: String,
-}
+/// Writers on PostgreSQL: enough that one decides while another's commit is on its way to the disk.
+const POSTGRES_WRITERS: usize = 2;
 
 /// Why there is no decision.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +61,15 @@ pub enum GateError {
     UnknownCustomer,
     #[error("the plans file has no such feature")]
     UnknownFeature,
+    #[error("there is no such reservation")]
+    UnknownReservation,
     #[error("this idempotency key was used with another request")]
     KeyReused,
+    /// The reservation has an end already, and it is another one.
+    #[error("the reservation is {} already", .0.as_str())]
+    Settled(HoldState),
+    #[error(transparent)]
+    Credits(#[from] CreditError),
     /// The queue is full: nothing was counted.
     #[error("too many requests are waiting")]
     Overloaded,
@@ -85,114 +87,207 @@ impl From<StoreError> for GateError {
 /// A decision's facts, and the version of the plans file it was made under.
 type Decided = (Facts, i64);
 
+type Reply = oneshot::Receiver<Result<Decided, GateError>>;
+
 struct Waiting {
-    request: Request,
+    ask: Ask,
     reply: oneshot::Sender<Result<Decided, GateError>>,
 }
 
-/// The way to the gate. Clones lead to the same writer.
+/// The way to the gate. Clones lead to the same writers.
 #[derive(Clone)]
 pub struct Gate {
     app: App,
-    queue: mpsc::Sender<Waiting>,
+    queues: Vec<mpsc::Sender<Waiting>>,
 }
 
 impl Gate {
-    /// Starts the writer. It ends, having answered everyone, when the last handle is dropped.
+    /// Starts the writers. They end, having answered everyone, when the last handle is dropped.
     pub fn start(app: App) -> (Self, JoinHandle<()>) {
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let writer = tokio::spawn(write(app.clone(), waiting));
-        (Self { app, queue }, writer)
+        let writers = if app.store.is_ours_alone() { 1 } else { POSTGRES_WRITERS };
+        let tasks = TaskTracker::new();
+        let queues = (0..writers)
+            .map(|_| {
+                let (queue, waiting) = mpsc::channel(QUEUE);
+                tasks.spawn(write(app.clone(), waiting));
+                queue
+            })
+            .collect();
+        tasks.close();
+        let all = tokio::spawn(async move { tasks.wait().await });
+        (Self { app, queues }, all)
     }
 
     /// Decides, counts if so asked, and words the answer.
     pub async fn ask(&self, request: Request) -> Result<Answer, GateError> {
         let decided = if request.intent == Intent::Check && request.key.is_none() {
-            match self.look(&request).await {
+            match look_to_its_end(&self.app, &request).await {
                 // Whoever is not known yet is made known by the writer.
                 Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {
-                    self.queue(request).await?
+                    self.queue(Ask::Run(request)).await?
                 }
                 looked => looked?,
             }
         } else {
-            self.queue(request).await?
+            self.queue(Ask::Run(request)).await?
         };
-        let (facts, plan_version) = decided;
+        self.word(decided).await
+    }
+
+    /// Counts many runs, in their order, and answers each by itself.
+    pub async fn ask_all(
+        &self,
+        requests: impl Iterator<Item = Request>,
+    ) -> Vec<Result<Answer, GateError>> {
+        let queued: Vec<_> = requests.map(|request| self.enqueue(Ask::Run(request))).collect();
+        let mut answers = Vec::with_capacity(queued.len());
+        for waiting in queued {
+            let answer = match waiting {
+                Ok(answer) => match decided(answer).await {
+                    Ok(decided) => self.word(decided).await,
+                    Err(error) => Err(error),
+                },
+                Err(full) => Err(full),
+            };
+            answers.push(answer);
+        }
+        answers
+    }
+
+    /// Ends a reservation: counts what its run took, or gives the units back.
+    pub async fn settle(&self, settlement: Settlement) -> Result<Answer, GateError> {
+        let decided = self.queue(Ask::Settle(settlement)).await?;
+        self.word(decided).await
+    }
+
+    async fn word(&self, (facts, plan_version): Decided) -> Result<Answer, GateError> {
         let catalog = self.app.plans.version(plan_version, &self.app.store).await?;
         Ok(answer(&facts, &catalog, &self.app.links))
     }
 
-    /// How many more requests the queue can take.
+    /// How many more requests the fullest queue can take.
     pub fn room(&self) -> usize {
-        self.queue.capacity()
+        self.queues.iter().map(mpsc::Sender::capacity).min().unwrap_or_default()
     }
 
-    async fn queue(&self, request: Request) -> Result<Decided, GateError> {
+    async fn queue(&self, ask: Ask) -> Result<Decided, GateError> {
+        decided(self.enqueue(ask)?).await
+    }
+
+    fn enqueue(&self, ask: Ask) -> Result<Reply, GateError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Waiting { request, reply }).map_err(|_| GateError::Overloaded)?;
-        match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok(decided)) => decided,
-            // The writer drops a reply only if it panicked over the batch.
-            Ok(Err(_)) | Err(_) => Err(GateError::Unavailable(None)),
-        }
+        let queue = &self.queues[share(&ask, self.queues.len())];
+        queue.try_send(Waiting { ask, reply }).map_err(|_| GateError::Overloaded)?;
+        Ok(answer)
     }
+}
 
-    /// Decides without counting and without the writer.
-    async fn look(&self, request: &Request) -> Result<Decided, GateError> {
-        let (plan_version, catalog) = self.app.plans.active();
-        let customer = self.app.store.customer(&request.customer_id).await?;
-        let customer = customer.ok_or(GateError::UnknownCustomer)?;
-        if !catalog.features.contains_key(&request.feature_id) {
-            return Err(GateError::UnknownFeature);
-        }
-        let now = self.app.clock.now();
-        let period = customer.tier.cycle.period_at(now);
-        let counter = self
-            .app
-            .store
-            .counter(&CounterKey {
-                customer_id: customer.id.clone(),
-                feature_id: request.feature_id.clone(),
-                series: customer.tier.cycle.series,
-                period_start: period.start,
-            })
-            .await?;
-        let entitlement = customer.tier.entitlement(&catalog, request.feature_id.as_str(), now);
-        let verdict =
-            decide(entitlement, counter.usage, counter.reserved, request.value, request.intent);
-        let facts = Facts {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            plan_id: customer.tier.plan(&catalog).map(|plan| plan.id.clone()),
-            intent: request.intent,
-            asked: request.value,
-            counted: 0,
-            reason: verdict.reason,
-            usage: counter.usage,
-            reserved: counter.reserved,
-            period,
-            decided_at: now,
-            event_id: None,
-        };
-        Ok((facts, plan_version))
+/// A caller that hangs up must not leave a question half-way through the database's answers.
+async fn look_to_its_end(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (app, request) = (app.clone(), request.clone());
+    let looked = tokio::spawn(async move { look(&app, &request).await });
+    looked.await.unwrap_or(Err(GateError::Unavailable(None)))
+}
+
+/// Decides without counting and without the writer.
+async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (plan_version, active) = app.plans.active();
+    let customer = app.store.customer(&request.customer_id).await?;
+    let customer = customer.ok_or(GateError::UnknownCustomer)?;
+    if !active.features.contains_key(&request.feature_id) {
+        return Err(GateError::UnknownFeature);
     }
+    let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
+    let now = app.clock.now();
+    let period = customer.tier.cycle.period_at(now);
+    let key = CounterKey {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        series: customer.tier.cycle.series,
+        period_start: period.start,
+    };
+    let counter = app.store.counter(&key).await?;
+    let terms = terms_of(app, &customer).await?;
+    let quotas = quotas_of(app, &customer, &request.feature_id).await?;
+    let tier = &customer.tier;
+    let feature_id = request.feature_id.as_str();
+    let allowance = tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
+    let entitlement = tier.entitlement(&terms, allowance, now);
+    let verdict = decide(entitlement, counter.usage, counter.reserved, value, request.intent);
+    let facts = Facts {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        plan_id: tier.plan(&terms).map(|plan| plan.id.clone()),
+        intent: request.intent,
+        asked: value,
+        counted: 0,
+        reason: verdict.reason,
+        particular: particular(&customer, allowance, counter.usage),
+        usage: counter.usage,
+        reserved: counter.reserved,
+        period,
+        decided_at: now,
+        event_id: None,
+        hold: None,
+        remark: Remark::None,
+    };
+    Ok((facts, plan_version))
+}
+
+async fn decided(answer: Reply) -> Result<Decided, GateError> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(decided)) => decided,
+        // The writer drops a reply only if it panicked over the batch.
+        Ok(Err(_)) | Err(_) => Err(GateError::Unavailable(None)),
+    }
+}
+
+/// The plans file whose limits hold for a customer.
+pub async fn terms_of(app: &App, customer: &Customer) -> Result<Arc<Catalog>, StoreError> {
+    match customer.terms_version {
+        Some(version) => app.plans.version(version, &app.store).await,
+        None => Ok(app.plans.active().1),
+    }
+}
+
+/// What is particular to a customer and feature.
+pub async fn quotas_of(
+    app: &App,
+    customer: &Customer,
+    feature_id: &FeatureId,
+) -> Result<Quotas, StoreError> {
+    if !customer.has_quotas {
+        return Ok(Quotas::default());
+    }
+    let mut quotas = app.store.quotas_of(&customer.id).await?;
+    Ok(quotas.remove(&(customer.id.clone(), feature_id.clone())).unwrap_or_default())
+}
+
+/// Which of `writers` takes it: all of a customer's runs meet in one batch.
+fn share(ask: &Ask, writers: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    match ask {
+        Ask::Run(request) => request.customer_id.as_str().hash(&mut hasher),
+        Ask::Settle(settlement) => settlement.reservation_id.as_str().hash(&mut hasher),
+    }
+    usize::try_from(hasher.finish() % writers as u64).unwrap_or_default()
 }
 
 /// The writer: one batch after another until nobody can ask any more.
 async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
     let app = Arc::new(app);
+    let mut books = Books::default();
     let mut taken = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut taken, BATCH).await > 0 {
         metrics::histogram!("tollgate_gate_batch_size").record(taken.len() as f64);
-        let (requests, replies): (Vec<_>, Vec<_>) =
-            taken.drain(..).map(|w| (w.request, w.reply)).unzip();
-        let app = app.clone();
+        let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (w.ask, w.reply)).unzip();
+        let (app, known) = (app.clone(), std::mem::take(&mut books));
         // A task of its own, so that a panic costs this batch its answers and not the daemon its
         // gate.
-        let batch = tokio::spawn(async move { batch::run(&app, &requests).await });
+        let batch = tokio::spawn(async move { batch::run(&app, known, &asks).await });
         match batch.await {
-            Ok(results) => {
+            Ok((known, results)) => {
+                books = known;
                 for (reply, result) in replies.into_iter().zip(results) {
                     // A caller that hung up does not want its answer.
                     let _ = reply.send(result);

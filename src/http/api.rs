@@ -1,30 +1,51 @@
-//! `POST /v1/check` and `POST /v1/track`: the gate over HTTP.
+//! The gate over HTTP: `POST /v1/check`, `/v1/track`, and the end of reservations.
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Daemon;
-use super::body::{Body, Fields, canonical};
+use super::body::{Body, Fields, ReservationPath};
 use super::error::ApiError;
 use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
-use crate::gate::{Request, RequestKey};
+use crate::domain::ids::ReservationId;
+use crate::domain::run::RunFacts;
+use crate::domain::usage::MAX_QUANTITY;
+use crate::gate::{Request, RequestKey, Said, Settlement};
 
 /// What the caller says of a run is kept with it; this is plenty for a model and token counts.
 const MAX_PROPERTIES: usize = 4096;
+/// How long units are held if the caller does not say, in seconds.
+const HOLD_SECONDS: i64 = 900;
+/// The longest that units are held: a week, in seconds.
+const MAX_HOLD_SECONDS: i64 = 604_800;
+/// How many runs one batch may tell of.
+const MAX_BATCH: usize = 1000;
 
-/// May this customer run? Read-only, unless `send_event` asks for the run to be counted at once.
+/// May this customer run? Read-only, unless `send_event` asks for the run to be counted at once or
+/// `reserve` for its units to be held.
 pub async fn check(
     State(daemon): State<Daemon>,
     Body(body): Body,
 ) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse(&body)?;
+    let key = request_key("check", &mut fields)?;
     let value = fields.quantity("required_balance")?;
-    let intent = if fields.boolean("send_event")? { Intent::Consume } else { Intent::Check };
-    let request = request("check", &body, fields, value, intent)?;
+    let send_event = fields.boolean("send_event")?;
+    let hold = hold_seconds(&mut fields)?;
+    let intent = match (send_event, hold) {
+        (true, Some(_)) => {
+            let wanted = "cannot be had together with send_event: a run is held or counted";
+            return Err(ApiError::invalid("reserve", wanted));
+        }
+        (true, None) => Intent::Consume,
+        (false, Some(_)) => Intent::Reserve,
+        (false, None) => Intent::Check,
+    };
+    let request = request(fields, key, value, intent, hold.unwrap_or_default())?;
     Ok(Json(daemon.gate.ask(request).await?))
 }
 
@@ -33,47 +54,140 @@ pub async fn track(
     State(daemon): State<Daemon>,
     Body(body): Body,
 ) -> Result<Json<Answer>, ApiError> {
+    Ok(Json(daemon.gate.ask(tracked(Fields::parse(&body)?)?).await?))
+}
+
+/// Counts up to a thousand runs that have already happened, in their order, and answers each by
+/// itself.
+pub async fn track_batch(
+    State(daemon): State<Daemon>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::parse(&body)?;
+    let events = fields.list("events")?;
+    fields.finish()?;
+    let events =
+        events.filter(|events| (1..=MAX_BATCH).contains(&events.len())).ok_or_else(|| {
+            ApiError::invalid("events", format!("must be a list of 1 to {MAX_BATCH} runs"))
+        })?;
+    let requests: Vec<_> =
+        events.into_iter().map(|event| Fields::of(event).and_then(tracked)).collect();
+    let mut answers = daemon.gate.ask_all(requests.iter().flatten().cloned()).await.into_iter();
+    let results = requests.into_iter().map(|request| {
+        let answer = match request {
+            Ok(_) => answers.next().expect("each request has an answer").map_err(ApiError::from),
+            Err(refused) => Err(refused),
+        };
+        match answer {
+            Ok(answer) => json!({"status": 200, "answer": answer}),
+            Err(error) => {
+                let mut result = error.body();
+                result["status"] = error.status.as_u16().into();
+                result
+            }
+        }
+    });
+    Ok(Json(json!({"results": results.collect::<Vec<_>>()})))
+}
+
+fn tracked(mut fields: Fields) -> Result<Request, ApiError> {
+    let key = request_key("track", &mut fields)?;
     let value = fields.quantity("value")?;
     let behavior = fields
         .word("overage_behavior", &[("allow", Intent::Record), ("cap", Intent::RecordCapped)])?;
-    let request = request("track", &body, fields, value, behavior.unwrap_or(Intent::Record))?;
-    Ok(Json(daemon.gate.ask(request).await?))
+    request(fields, key, value, behavior.unwrap_or(Intent::Record), 0)
 }
 
-/// The fields that both calls share.
-fn request(
-    call: &str,
-    body: &[u8],
-    mut fields: Fields,
-    value: i64,
+/// Counts a run whose units were held: the number given, or what was held.
+pub async fn commit(
+    State(daemon): State<Daemon>,
+    ReservationPath(id): ReservationPath,
+    Body(body): Body,
+) -> Result<Json<Answer>, ApiError> {
+    let mut fields = Fields::parse_or_empty(&body)?;
+    let request_hash = request_hash("commit", &fields);
+    let value = fields.integer("value", 0..=MAX_QUANTITY)?;
+    let said = said(&mut fields)?;
+    fields.finish()?;
+    settle(&daemon, id, Intent::Commit, value, said, request_hash).await
+}
+
+/// Gives the units back; nothing is counted.
+pub async fn release(
+    State(daemon): State<Daemon>,
+    ReservationPath(id): ReservationPath,
+    Body(body): Body,
+) -> Result<Json<Answer>, ApiError> {
+    let fields = Fields::parse_or_empty(&body)?;
+    let request_hash = request_hash("release", &fields);
+    fields.finish()?;
+    settle(&daemon, id, Intent::Release, None, Said::default(), request_hash).await
+}
+
+async fn settle(
+    daemon: &Daemon,
+    reservation_id: ReservationId,
     intent: Intent,
+    value: Option<i64>,
+    said: Said,
+    request_hash: String,
+) -> Result<Json<Answer>, ApiError> {
+    let settlement = Settlement { reservation_id, intent, value, said, request_hash };
+    Ok(Json(daemon.gate.settle(settlement).await?))
+}
+
+/// The fields that a check and a tracked run share.
+fn request(
+    mut fields: Fields,
+    key: Option<RequestKey>,
+    value: Option<i64>,
+    intent: Intent,
+    hold_seconds: u32,
 ) -> Result<Request, ApiError> {
-    let key = fields.id("idempotency_key")?;
     let request = Request {
         customer_id: fields.required_id("customer_id")?,
         feature_id: fields.required_id("feature_id")?,
         entity_id: fields.id("entity_id")?,
         value,
         intent,
-        key: key.map(|key| RequestKey { key, request_hash: request_hash(call, body) }),
-        properties: properties(&mut fields)?,
+        hold_seconds,
+        key,
+        said: said(&mut fields)?,
         customer_data: customer_data(&mut fields)?,
     };
     fields.finish()?;
     Ok(request)
 }
 
-fn properties(fields: &mut Fields) -> Result<Option<String>, ApiError> {
-    let Some(properties) = fields.object("properties")? else { return Ok(None) };
-    let json = properties.into_json();
+fn hold_seconds(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let Some(mut reserve) = fields.object("reserve")? else { return Ok(None) };
+    let seconds = reserve.integer("expires_in_seconds", 1..=MAX_HOLD_SECONDS)?;
+    reserve.finish()?;
+    let seconds = seconds.unwrap_or(HOLD_SECONDS);
+    Ok(Some(u32::try_from(seconds).expect("a week of seconds fits")))
+}
+
+/// What the caller says of the run.
+fn said(fields: &mut Fields) -> Result<Said, ApiError> {
+    let Some(properties) = fields.object("properties")? else { return Ok(Said::default()) };
+    let (run, rest) = RunFacts::from_properties(properties.into_map()).map_err(|bad| {
+        let name = format!("properties.{}", bad.field);
+        match bad.wrong_type {
+            true => ApiError::malformed(format!("{name} must be {}", bad.wanted)).param(name),
+            false => ApiError::invalid(name, format!("must be {}", bad.wanted)),
+        }
+    })?;
+    if rest.is_empty() {
+        return Ok(Said { run, properties: None });
+    }
+    let json = Value::Object(rest).to_string();
     // PostgreSQL's JSON cannot hold a NUL, and nothing sensible has one.
     if json.len() > MAX_PROPERTIES || json.contains("\\u0000") {
         let wanted =
             format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
-    Ok(Some(json))
+    Ok(Said { run, properties: Some(json) })
 }
 
 fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {
@@ -83,11 +197,19 @@ fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {
     Ok(Some(profile))
 }
 
-/// A hash over the call and its whole body, alike for bodies that differ only in white space or
-/// the order of their fields.
-fn request_hash(call: &str, body: &[u8]) -> String {
-    let json: Value = serde_json::from_slice(body).unwrap_or_default();
-    let digest = Sha256::digest(format!("{call}\n{}", canonical(&json)).as_bytes());
-    // Half of it: only requests under one customer's one key are ever compared.
-    hex::encode(&digest[..16])
+/// The idempotency key, if the request has one, with a hash of all that stands beside it.
+fn request_key(call: &str, fields: &mut Fields) -> Result<Option<RequestKey>, ApiError> {
+    if !fields.has("idempotency_key") {
+        return Ok(None);
+    }
+    let request_hash = request_hash(call, fields);
+    let key = fields.id("idempotency_key")?;
+    Ok(key.map(|key| RequestKey { key, request_hash }))
+}
+
+/// A hash over the call and its whole body. 64 bits are plenty: only requests under one customer's
+/// one key are ever compared.
+fn request_hash(call: &str, fields: &Fields) -> String {
+    let digest = Sha256::digest(format!("{call}\n{}", fields.canonical()).as_bytes());
+    hex::encode(&digest[..8])
 }

@@ -1,6 +1,7 @@
 //! Reading request bodies field by field, so that each mistake names its field.
 
 use std::future::poll_fn;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::json::{self, NotJson};
+use crate::clock::Timestamp;
 use crate::domain::customer::{MAX_NAME, clean_name, is_plausible_email};
-use crate::domain::ids::CustomerId;
+use crate::domain::ids::{CustomerId, ReservationId};
 use crate::domain::usage::MAX_QUANTITY;
+use crate::gate::GateError;
 
 /// The largest body taken, in bytes: API and webhooks alike.
 const MAX_BODY: usize = 1 << 20;
@@ -81,6 +84,20 @@ impl<S: Send + Sync> FromRequestParts<S> for CustomerPath {
     }
 }
 
+/// The reservation that a path names as `{id}`.
+pub struct ReservationPath(pub ReservationId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ReservationPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = Path::<String>::from_request_parts(parts, state).await.map(|Path(id)| id);
+        // What cannot be an id of ours is unknown like any other.
+        let id = id.ok().and_then(|id| ReservationId::try_from(id).ok());
+        id.map(Self).ok_or_else(|| GateError::UnknownReservation.into())
+    }
+}
+
 /// The fields of a JSON object. Each is taken out once; what is left at the end is unknown.
 #[derive(Debug)]
 pub struct Fields {
@@ -92,12 +109,24 @@ pub struct Fields {
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match json::parse(body) {
-            Ok(Value::Object(fields)) => Ok(Self { fields, path: String::new() }),
-            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
+            Ok(value) => Self::of(value),
             Err(NotJson::Syntax { line, column }) => Err(ApiError::malformed(format!(
                 "the body is not JSON: see line {line}, column {column}"
             ))),
             Err(NotJson::Twice(name)) => Err(twice(&name)),
+        }
+    }
+
+    /// The same, where no body at all is as good as an empty object.
+    pub fn parse_or_empty(body: &[u8]) -> Result<Self, ApiError> {
+        Self::parse(if body.is_empty() { b"{}" } else { body })
+    }
+
+    /// The fields of what should be an object.
+    pub fn of(value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(fields) => Ok(Self { fields, path: String::new() }),
+            _ => Err(ApiError::malformed("the body must be a JSON object")),
         }
     }
 
@@ -171,17 +200,46 @@ impl Fields {
         self.id(field)?.ok_or_else(|| self.missing(field))
     }
 
-    /// A quantity of units: an integer from 1 to 10⁹, 1 if absent.
-    pub fn quantity(&mut self, field: &str) -> Result<i64, ApiError> {
+    /// A quantity of units: an integer from 1 to 10⁹.
+    pub fn quantity(&mut self, field: &str) -> Result<Option<i64>, ApiError> {
+        self.integer(field, 1..=MAX_QUANTITY)
+    }
+
+    /// An integer of this range.
+    pub fn integer(
+        &mut self,
+        field: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>, ApiError> {
         match self.take(field) {
-            None => Ok(1),
-            Some(Value::Number(number)) => number
-                .as_i64()
-                .filter(|value| (1..=MAX_QUANTITY).contains(value))
-                .ok_or_else(|| {
-                    ApiError::invalid(self.name(field), "must be an integer from 1 to 1000000000")
-                }),
+            None => Ok(None),
+            Some(Value::Number(number)) => {
+                let value = number.as_i64().filter(|value| range.contains(value));
+                value.map(Some).ok_or_else(|| {
+                    let (low, high) = (range.start(), range.end());
+                    let wanted = format!("must be an integer from {low} to {high}");
+                    ApiError::invalid(self.name(field), wanted)
+                })
+            }
             Some(_) => Err(self.wrong_type(field, "a number")),
+        }
+    }
+
+    /// A moment: RFC 3339, such as `2026-12-01T00:00:00Z`.
+    pub fn time(&mut self, field: &str) -> Result<Option<Timestamp>, ApiError> {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| {
+            let wanted = "must be a time such as \"2026-12-01T00:00:00Z\"";
+            ApiError::invalid(self.name(field), wanted)
+        })
+    }
+
+    /// A list.
+    pub fn list(&mut self, field: &str) -> Result<Option<Vec<Value>>, ApiError> {
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(_) => Err(self.wrong_type(field, "a list")),
         }
     }
 
@@ -235,8 +293,17 @@ impl Fields {
     }
 
     /// All the fields as they are, for an object whose content is the caller's own.
-    pub fn into_json(self) -> String {
-        Value::Object(self.fields).to_string()
+    pub fn into_map(self) -> Map<String, Value> {
+        self.fields
+    }
+
+    /// The whole object in one form, whatever the white space and the order of names it came with,
+    /// so that equal requests hash alike. Only before fields are taken out of it.
+    pub fn canonical(&self) -> String {
+        let mut sorted: Vec<_> = self.fields.iter().collect();
+        sorted.sort_by_key(|(name, _)| *name);
+        let fields = sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value)));
+        Value::Object(fields.collect()).to_string()
     }
 
     /// Refuses what was not taken.
@@ -267,7 +334,7 @@ fn short(text: &str) -> String {
 }
 
 /// The same JSON with the keys of all objects in order, so that equal requests hash alike.
-pub fn canonical(value: &Value) -> Value {
+fn canonical(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let mut sorted: Vec<_> = fields.iter().collect();

@@ -13,7 +13,7 @@ use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
-use crate::gate::{Request, create_customer, windows};
+use crate::gate::{Request, Said, create_customer, windows};
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
@@ -157,16 +157,17 @@ pub(super) fn question(customer_id: &CustomerId, feature_id: &FeatureId) -> Requ
         customer_id: customer_id.clone(),
         feature_id: feature_id.clone(),
         entity_id: None,
-        value: 1,
+        value: None,
         intent: Intent::Check,
+        hold_seconds: 0,
         key: None,
-        properties: None,
+        said: Said::default(),
         customer_data: None,
     }
 }
 
 fn changes(body: &[u8]) -> Result<Changes, ApiError> {
-    let mut fields = Fields::parse(if body.is_empty() { b"{}" } else { body })?;
+    let mut fields = Fields::parse_or_empty(body)?;
     let has_email = fields.has("email");
     let has_name = fields.has("name");
     let changes = Changes {

@@ -3,8 +3,9 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::domain::credit::CreditError;
 use crate::gate::GateError;
 use crate::store::StoreError;
 
@@ -45,6 +46,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
+    /// As the contract words it.
+    pub fn body(&self) -> Value {
+        json!({"error": {"code": self.code, "message": self.message, "param": self.param}})
+    }
+
     /// 503: try again soon.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
@@ -53,9 +59,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body =
-            json!({"error": {"code": self.code, "message": self.message, "param": self.param}});
-        let mut response = (self.status, Json(body)).into_response();
+        let mut response = (self.status, Json(self.body())).into_response();
         let headers = response.headers_mut();
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
@@ -84,6 +88,22 @@ impl From<GateError> for ApiError {
                 "idempotency_key was used with another request; use a new key for a new request",
             )
             .param("idempotency_key"),
+            GateError::UnknownReservation => {
+                Self::not_found("unknown_reservation", "there is no such reservation")
+                    .param("reservation_id")
+            }
+            GateError::Settled(_) => {
+                Self::new(StatusCode::CONFLICT, "reservation_settled", error.to_string())
+                    .param("reservation_id")
+            }
+            GateError::Credits(cause) => {
+                let (code, param) = match &cause {
+                    CreditError::NoModel => ("missing_field", "properties.model"),
+                    CreditError::UnknownModel { .. } => ("unknown_model", "properties.model"),
+                    CreditError::TooLarge => ("invalid_value", "properties"),
+                };
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, cause.to_string()).param(param)
+            }
             GateError::Overloaded => Self::unavailable(
                 "overloaded",
                 "too many requests are waiting; nothing was counted",

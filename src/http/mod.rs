@@ -40,14 +40,21 @@ pub struct Daemon {
 
 /// All routes of the daemon.
 pub fn router(daemon: Daemon) -> Router {
-    let api = Router::new()
+    let with_key = || middleware::from_fn_with_state(daemon.clone(), auth::require_api_key);
+    // What counts is done by the gate's writer, whoever hangs up: no task of its own.
+    let gate = Router::new()
         .route("/v1/check", post(api::check))
         .route("/v1/track", post(api::track))
+        .route("/v1/track/batch", post(api::track_batch))
+        .route("/v1/reservations/{id}/commit", post(api::commit))
+        .route("/v1/reservations/{id}/release", post(api::release))
+        .route_layer(with_key());
+    let api = Router::new()
         .route(
             "/v1/customers/{id}",
             put(customers::put).get(customers::get).delete(customers::delete),
         )
-        .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_api_key));
+        .route_layer(with_key());
     let admin = Router::new()
         .route("/admin/api/v1/customers/{id}/sync", post(admin::sync))
         .route("/admin/api/v1/audit", get(admin::audit))
@@ -56,18 +63,21 @@ pub fn router(daemon: Daemon) -> Router {
         .route("/admin/api/v1/outbox", get(admin::outbox))
         .route("/admin/api/v1/jobs", get(admin::jobs))
         .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_admin));
-    Router::new()
-        .merge(api)
-        .merge(admin)
+    let open = Router::new()
         .route("/webhooks/stripe", post(webhook::stripe))
         .route("/upgrade", get(pages::upgrade))
         .route("/usage", get(pages::usage))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics))
+        .route("/metrics", get(ops::metrics));
+    Router::new()
+        .merge(api)
+        .merge(admin)
+        .merge(open)
+        .layer(middleware::from_fn(to_its_end))
+        .merge(gate)
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn(to_its_end))
         .with_state(daemon)
 }
 

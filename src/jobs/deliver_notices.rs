@@ -4,7 +4,6 @@
 //! know whether the mail went out: it is not sent again, and support decides. So a mail goes out
 //! at most once, and exactly once unless the server's answer was lost.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Progress;
@@ -12,12 +11,15 @@ use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::answer::offer;
 use crate::domain::customer::Customer;
+use crate::domain::decision::{Crossing, Mark, reached};
 use crate::domain::link::Purpose;
 use crate::domain::notice::{
-    NoticeKind, NoticeMail, NoticeState, UpgradeFacts, UpgradeOffer, UsageFacts, overtaken_by,
+    NoticeKind, NoticeMail, NoticeState, Standpoint, UpgradeFacts, UpgradeOffer, UsageFacts,
+    overtaken_by,
 };
 use crate::domain::plan::{Catalog, Enforcement, Feature};
 use crate::domain::usage::pace;
+use crate::gate::{quotas_of, terms_of};
 use crate::mail::{Delivery, Mailer, OutgoingMail, RenderedMail};
 use crate::store::StoreError;
 use crate::store::notices::Notice;
@@ -80,19 +82,24 @@ enum Outcome {
 }
 
 async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<Outcome> {
-    let customer = app.store.customer(&notice.customer_id).await?;
-    let (_, active) = app.plans.active();
-    if let Some(why) = overtaken(app, notice, customer.as_ref(), &active).await? {
-        return settle(app, notice, NoticeState::Due, NoticeState::Dropped, Some(&why)).await;
+    let drop = |why| settle(app, notice, NoticeState::Due, NoticeState::Dropped, Some(why));
+    let Some(customer) = app.store.customer(&notice.customer_id).await? else {
+        return drop("the customer is gone").await;
+    };
+    let limit = limit_now(app, notice, &customer).await?;
+    if let Some(why) = overtaken(app, notice, &customer, &limit) {
+        return drop(why).await;
     }
     let catalog = app.plans.version(notice.plan_version, &app.store).await?;
-    let (to_address, to_name, rendered) = match compose(app, notice, customer, &catalog) {
-        Ok(composed) => composed,
-        // The fault of this mail alone, so the others go out.
-        Err(why) => {
-            return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(&why)).await;
-        }
-    };
+    let (to_address, to_name, rendered) =
+        match compose(app, notice, &customer, &catalog, limit.granted) {
+            Ok(composed) => composed,
+            // The fault of this mail alone, so the others go out.
+            Err(why) => {
+                return settle(app, notice, NoticeState::Due, NoticeState::Failed, Some(&why))
+                    .await;
+            }
+        };
     let mut tx = app.store.begin().await?;
     let ours =
         tx.move_notice(&notice.notice_id, NoticeState::Due, NoticeState::Sending, None).await?;
@@ -117,16 +124,16 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
 fn compose(
     app: &App,
     notice: &Notice,
-    customer: Option<Customer>,
-    catalog: &Arc<Catalog>,
+    customer: &Customer,
+    catalog: &Catalog,
+    granted: Option<i64>,
 ) -> Result<(String, Option<String>, RenderedMail), String> {
-    let customer = customer.ok_or("the customer is gone")?;
     let address = customer.profile.email.clone().ok_or("the customer has no e-mail address")?;
-    let mail = word(app, notice, &customer, catalog)
+    let mail = word(app, notice, customer, catalog, granted)
         .ok_or("its plan or feature is not in the plans file it arose under")?;
     let rendered =
         app.templates.render(&mail).map_err(|error| format!("its template fails: {error}"))?;
-    Ok((address, customer.profile.name, rendered))
+    Ok((address, customer.profile.name.clone(), rendered))
 }
 
 async fn conclude(app: &App, notice: &Notice, delivery: Delivery) -> anyhow::Result<Outcome> {
@@ -184,39 +191,50 @@ fn retry_wait(attempts: i64) -> Duration {
     }
 }
 
-/// Why the notice is no longer true, if it is not.
-async fn overtaken(
+/// The limit on what a notice is about, as things are now.
+struct LimitNow {
+    /// `None` where there is no number.
+    granted: Option<i64>,
+    /// The highest threshold that usage in the notice's period has reached.
+    reached: Option<Crossing>,
+}
+
+async fn limit_now(
     app: &App,
     notice: &Notice,
-    customer: Option<&Customer>,
-    catalog: &Catalog,
-) -> Result<Option<String>, StoreError> {
-    let Some(customer) = customer else { return Ok(Some("the customer is gone".to_owned())) };
-    let counter = app
-        .store
-        .counter(&CounterKey {
-            customer_id: notice.customer_id.clone(),
-            feature_id: notice.feature_id.clone(),
-            series: notice.series,
-            period_start: notice.period.start,
-        })
-        .await?;
-    let plan = customer.tier.plan(catalog);
-    let cap =
-        plan.and_then(|plan| plan.limits.get(&notice.feature_id)).and_then(|limit| {
-            match limit.enforcement {
-                Enforcement::Hard { granted } => Some(granted),
-                Enforcement::Soft { .. } | Enforcement::Unlimited => None,
-            }
-        });
-    Ok(overtaken_by(
-        notice.kind,
-        notice.entitlement_version == customer.tier.entitlement_version
+    customer: &Customer,
+) -> Result<LimitNow, StoreError> {
+    let key = CounterKey {
+        customer_id: notice.customer_id.clone(),
+        feature_id: notice.feature_id.clone(),
+        series: notice.series,
+        period_start: notice.period.start,
+    };
+    let counter = app.store.counter(&key).await?;
+    let terms = terms_of(app, customer).await?;
+    let quotas = quotas_of(app, customer, &notice.feature_id).await?;
+    let (feature_id, now) = (notice.feature_id.as_str(), app.clock.now());
+    let allowance = customer.tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
+    Ok(LimitNow {
+        granted: allowance.and_then(|allowance| allowance.enforcement.number()),
+        reached: allowance.and_then(|allowance| reached(&allowance, counter.usage)),
+    })
+}
+
+/// Why the notice is no longer true, if it is not.
+fn overtaken(
+    app: &App,
+    notice: &Notice,
+    customer: &Customer,
+    limit: &LimitNow,
+) -> Option<&'static str> {
+    let standpoint = Standpoint {
+        same_plan: notice.entitlement_version >= customer.tier.plan_since_version
             && notice.series == customer.tier.cycle.series,
-        app.clock.now() >= notice.period.end,
-        cap.is_some_and(|cap| counter.usage >= cap),
-    )
-    .map(str::to_owned))
+        period_over: app.clock.now() >= notice.period.end,
+        reached: limit.reached,
+    };
+    overtaken_by(notice.kind, notice.mark, standpoint)
 }
 
 /// Words a notice from its facts and the plans it arose under.
@@ -224,15 +242,16 @@ fn word(
     app: &App,
     notice: &Notice,
     customer: &Customer,
-    catalog: &Arc<Catalog>,
+    catalog: &Catalog,
+    granted: Option<i64>,
 ) -> Option<NoticeMail> {
     let feature = catalog.features.get(&notice.feature_id)?;
     Some(match notice.kind {
         NoticeKind::UsageNudge => {
-            NoticeMail::UsageNudge(usage_facts(app, notice, customer, catalog, feature)?)
+            NoticeMail::UsageNudge(usage_facts(app, notice, customer, catalog, feature, granted)?)
         }
         NoticeKind::CapReached => {
-            NoticeMail::CapReached(usage_facts(app, notice, customer, catalog, feature)?)
+            NoticeMail::CapReached(usage_facts(app, notice, customer, catalog, feature, granted)?)
         }
         NoticeKind::PlanUpgraded => {
             NoticeMail::PlanUpgraded(upgrade_facts(app, notice, customer, catalog, feature)?)
@@ -246,11 +265,12 @@ fn usage_facts(
     customer: &Customer,
     catalog: &Catalog,
     feature: &Feature,
+    granted: Option<i64>,
 ) -> Option<UsageFacts> {
     let plan = catalog.plan(notice.plan_id.as_ref()?.as_str())?;
-    let granted = match plan.limits.get(&feature.id)?.enforcement {
-        Enforcement::Hard { granted } | Enforcement::Soft { granted } => granted,
-        Enforcement::Unlimited => return None,
+    let (percent, at_units) = match notice.mark {
+        Mark::Percent(percent) => (Some(percent), None),
+        Mark::Units(units) => (None, Some(units)),
     };
     let next = plan.upgrade_to.as_ref().and_then(|id| catalog.plan(id.as_str()));
     let link = |purpose| Some(app.links.url(purpose, &customer.id, notice.period.end));
@@ -260,7 +280,8 @@ fn usage_facts(
         feature_name: feature.name.clone(),
         unit: feature.unit.clone(),
         plan_name: plan.name.clone(),
-        percent: u8::try_from(notice.percent).ok()?,
+        percent,
+        at_units,
         usage: notice.usage_units,
         granted,
         elapsed_days: pace.elapsed_days,

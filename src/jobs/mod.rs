@@ -13,7 +13,7 @@ mod reload_plans;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::gate::windows;
+use crate::gate::{expiry, windows};
 use crate::sync::usage;
 
 pub use driver::{JobStatus, Jobs};
@@ -27,6 +27,7 @@ pub enum Job {
     PushMeterEvents,
     DeliverNotices,
     Reconcile,
+    Expire,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -45,9 +46,10 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ReloadPlans,
         Self::ProcessInbox,
+        Self::Expire,
         Self::CloseWindows,
         Self::PushMeterEvents,
         Self::DeliverNotices,
@@ -62,6 +64,7 @@ impl Job {
             Self::PushMeterEvents => "push_meter_events",
             Self::DeliverNotices => "deliver_notices",
             Self::Reconcile => "reconcile",
+            Self::Expire => "expire",
         }
     }
 
@@ -74,6 +77,7 @@ impl Job {
             Self::PushMeterEvents => push_meter_events(app).await,
             Self::DeliverNotices => deliver_notices::step(app).await,
             Self::Reconcile => reconcile::step(app).await,
+            Self::Expire => expire(app).await,
         }
     }
 
@@ -83,6 +87,8 @@ impl Job {
             // The webhook's nudge is what usually wakes it.
             Self::ProcessInbox => Schedule::Every(Duration::from_secs(5)),
             Self::ReloadPlans => Schedule::Every(Duration::from_secs(5)),
+            // Units that nobody needs any more should not keep others waiting.
+            Self::Expire => Schedule::Every(Duration::from_secs(5)),
             Self::CloseWindows | Self::PushMeterEvents => {
                 Schedule::Cron(catalog.schedule.meter_events.clone())
             }
@@ -95,6 +101,12 @@ impl Job {
     fn is_per_replica(self) -> bool {
         self == Self::ReloadPlans
     }
+}
+
+async fn expire(app: &App) -> anyhow::Result<Progress> {
+    let (holds, quotas) = (expiry::expire_holds(app).await?, expiry::end_quotas(app).await?);
+    let at_once = usize::try_from(expiry::AT_ONCE)?;
+    Ok(Progress { done: holds + quotas, more: holds.max(quotas) >= at_once, note: None })
 }
 
 async fn close_windows(app: &App) -> anyhow::Result<Progress> {

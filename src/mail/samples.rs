@@ -24,7 +24,7 @@ pub fn all() -> Vec<Sample> {
 /// The cap's facts, as they were at 80 %.
 fn nudge(cap: &UsageFacts) -> UsageFacts {
     UsageFacts {
-        percent: 80,
+        percent: cap.percent.map(|_| 80),
         usage: (cap.usage * 4 / 5).max(1),
         elapsed_days: (cap.elapsed_days * 4 / 5).max(1),
         ..cap.clone()
@@ -43,9 +43,10 @@ fn usage_shapes() -> Vec<(&'static str, UsageFacts)> {
         feature_name: "AI runs".into(),
         unit: "run".into(),
         plan_name: "Starter".into(),
-        percent: 100,
+        percent: Some(100),
+        at_units: None,
         usage: 200,
-        granted: 200,
+        granted: Some(200),
         elapsed_days: 18,
         period_days: 30,
         projected: 333,
@@ -76,7 +77,7 @@ fn usage_shapes() -> Vec<(&'static str, UsageFacts)> {
             "one",
             UsageFacts {
                 usage: 1,
-                granted: 1,
+                granted: Some(1),
                 projected: 1,
                 elapsed_days: 1,
                 period_days: 1,
@@ -87,7 +88,7 @@ fn usage_shapes() -> Vec<(&'static str, UsageFacts)> {
             "many",
             UsageFacts {
                 usage: 1_000_000_000,
-                granted: 1_000_000_000,
+                granted: Some(1_000_000_000),
                 projected: 1_666_666_666,
                 ..full
             },

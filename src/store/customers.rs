@@ -14,7 +14,8 @@ use crate::domain::subscription::SubscriptionStatus;
 
 pub(crate) const COLUMNS: &str = "customer_id, email, name, stripe_customer_id, created_at_ms, plan_id, \
     subscription_id, subscription_status, standing, grace_ends_at_ms, series, anchor_ms, cycle_interval, \
-    stripe_start_ms, stripe_end_ms, entitlement_version, revision";
+    stripe_start_ms, stripe_end_ms, entitlement_version, plan_since_version, \
+    terms_version, has_quotas, revision";
 
 impl Store {
     pub async fn customer(&self, id: &CustomerId) -> Result<Option<Customer>> {
@@ -57,6 +58,7 @@ impl Store {
 impl Tx {
     /// The customer, locked until the transaction ends.
     pub async fn lock_customer(&mut self, id: &CustomerId) -> Result<Option<Customer>> {
+        self.changes(id);
         let lock = self.dialect.lock_rows();
         let sql = format!(
             "SELECT {COLUMNS} FROM customers WHERE customer_id = $1 AND deleted_at_ms IS NULL{lock}"
@@ -98,7 +100,8 @@ impl Tx {
             "UPDATE customers SET email = $3, name = $4, stripe_customer_id = $5, plan_id = $6, \
              subscription_id = $7, subscription_status = $8, standing = $9, grace_ends_at_ms = $10, \
              series = $11, anchor_ms = $12, cycle_interval = $13, stripe_start_ms = $14, \
-             stripe_end_ms = $15, entitlement_version = $16, revision = revision + 1 \
+             stripe_end_ms = $15, entitlement_version = $16, terms_version = $17, has_quotas = $18, plan_since_version = $19, \
+             revision = revision + 1 \
              WHERE customer_id = $1 AND revision = $2",
         )
         .bind(customer.id.as_str())
@@ -117,6 +120,9 @@ impl Tx {
         .bind(tier.cycle.stripe.map(|period| period.start.ms()))
         .bind(tier.cycle.stripe.map(|period| period.end.ms()))
         .bind(tier.entitlement_version)
+        .bind(customer.terms_version)
+        .bind(i64::from(customer.has_quotas))
+        .bind(tier.plan_since_version)
         .execute(self.connection())
         .await?;
         if done.rows_affected() == 1 {
@@ -132,9 +138,10 @@ impl Tx {
             "UPDATE customers SET deleted_at_ms = $2, email = NULL, name = NULL, \
              stripe_customer_id = NULL, plan_id = NULL, subscription_id = NULL, \
              subscription_status = NULL, standing = 'good', grace_ends_at_ms = NULL, \
-             stripe_start_ms = NULL, stripe_end_ms = NULL, cycle_interval = 'month', \
+             stripe_start_ms = NULL, stripe_end_ms = NULL, cycle_interval = 'month', terms_version = NULL, \
              series = series + CASE WHEN subscription_id IS NULL THEN 0 ELSE 1 END, \
              anchor_ms = CASE WHEN subscription_id IS NULL THEN anchor_ms ELSE $3 END, entitlement_version = entitlement_version + 1, \
+             plan_since_version = entitlement_version + 1, \
              revision = revision + 1 WHERE customer_id = $1 AND deleted_at_ms IS NULL",
         )
         .bind(id.as_str())
@@ -194,7 +201,10 @@ pub(crate) fn read(row: &AnyRow) -> Result<Customer> {
                 stripe,
             },
             entitlement_version: row.try_get("entitlement_version")?,
+            plan_since_version: row.try_get("plan_since_version")?,
         },
+        terms_version: row.try_get("terms_version")?,
+        has_quotas: row.try_get::<i64, _>("has_quotas")? != 0,
         revision: row.try_get("revision")?,
     })
 }

@@ -6,19 +6,24 @@
 
 pub mod audit;
 pub mod customers;
+pub mod events;
 pub mod inbox;
 pub mod keys;
 pub mod leases;
 pub mod notices;
 pub mod outbox;
 pub mod plans;
+pub mod quotas;
+pub mod reservations;
+mod rowset;
 pub mod usage;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -28,6 +33,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AnyConnection, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, Transaction};
 
 use crate::clock::{Clock, Timestamp};
+use crate::domain::ids::CustomerId;
 
 /// The oldest SQLite without the WAL-reset bug, which can lose committed writes.
 const MIN_SQLITE: [u32; 3] = [3, 51, 3];
@@ -35,8 +41,10 @@ const MIN_SQLITE: [u32; 3] = [3, 51, 3];
 const MIN_POSTGRES: i64 = 150_000;
 
 /// Schema changes in order; numbers never change once released.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "start", include_str!("../../migrations/0001_start.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "start", include_str!("../../migrations/0001_start.sql")),
+    (2, "gate", include_str!("../../migrations/0002_gate.sql")),
+];
 
 /// What the database could not do.
 #[derive(Debug, thiserror::Error)]
@@ -111,26 +119,6 @@ impl Dialect {
             Self::Postgres => " FOR UPDATE",
         }
     }
-
-    /// A row set from the JSON array of objects bound as `$1`, so that one statement carries a
-    /// whole batch. The two databases read JSON with different functions.
-    pub(crate) fn json_rows(self, columns: &[(&str, Kind)]) -> String {
-        let fields: Vec<_> = columns
-            .iter()
-            .map(|(name, kind)| match (self, kind) {
-                (Self::Sqlite, _) => format!("json_extract(j.value, '$.{name}') AS {name}"),
-                (Self::Postgres, Kind::Text) => format!("j.value->>'{name}' AS {name}"),
-                (Self::Postgres, Kind::BigInt) => {
-                    format!("CAST(j.value->>'{name}' AS BIGINT) AS {name}")
-                }
-            })
-            .collect();
-        let source = match self {
-            Self::Sqlite => "json_each($1) AS j",
-            Self::Postgres => "jsonb_array_elements(CAST($1 AS jsonb)) AS j(value)",
-        };
-        format!("(SELECT {} FROM {source})", fields.join(", "))
-    }
 }
 
 /// The two column types of the portable subset.
@@ -148,7 +136,19 @@ pub struct Store {
     writers: AnyPool,
     dialect: Dialect,
     clock: Clock,
-    statements: Arc<usage::Statements>,
+    statements: Arc<Statements>,
+    changed: Arc<Changed>,
+}
+
+/// Which customers may have been changed by someone other than the gate since it last asked. Only
+/// on SQLite, where all writers are in this process and the gate may trust its memory.
+#[derive(Default)]
+struct Changed(Mutex<Option<HashSet<CustomerId>>>);
+
+impl Changed {
+    fn set(&self) -> MutexGuard<'_, Option<HashSet<CustomerId>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A write transaction, and the moment it began.
@@ -156,7 +156,27 @@ pub struct Tx {
     inner: Transaction<'static, sqlx::Any>,
     pub now: Timestamp,
     dialect: Dialect,
-    statements: Arc<usage::Statements>,
+    changed: Arc<Changed>,
+    statements: Arc<Statements>,
+}
+
+/// The statements of the hot path, put together once.
+struct Statements {
+    usage: usage::Statements,
+    events: events::Statements,
+    reservations: reservations::Statements,
+    quotas: quotas::Statements,
+}
+
+impl Statements {
+    fn new(dialect: Dialect) -> Self {
+        Self {
+            usage: usage::Statements::new(dialect),
+            events: events::Statements::new(dialect),
+            reservations: reservations::Statements::new(dialect),
+            quotas: quotas::Statements::new(dialect),
+        }
+    }
 }
 
 /// Holds the exclusive right to serve from a SQLite file; the right ends with the value or the
@@ -180,8 +200,9 @@ impl Store {
                 (shared.clone(), shared)
             }
         };
-        let statements = Arc::new(usage::Statements::new(dialect));
-        let store = Self { readers, writers, dialect, clock, statements };
+        let statements = Arc::new(Statements::new(dialect));
+        let changed = Arc::default();
+        let store = Self { readers, writers, dialect, clock, statements, changed };
         store.check_version().await?;
         Ok(store)
     }
@@ -239,8 +260,14 @@ impl Store {
             inner,
             now: self.clock.now(),
             dialect: self.dialect,
+            changed: self.changed.clone(),
             statements: self.statements.clone(),
         })
+    }
+
+    /// Whether this process alone writes to the database, so that what it remembers is true.
+    pub fn is_ours_alone(&self) -> bool {
+        self.dialect == Dialect::Sqlite
     }
 
     pub async fn close(&self) {
@@ -277,6 +304,24 @@ impl Store {
 impl Tx {
     pub async fn commit(self) -> Result<()> {
         Ok(self.inner.commit().await?)
+    }
+
+    /// The customers that others may have changed since the last call, and from now on keeps
+    /// track of more. Whoever holds a write transaction on SQLite knows that nobody else is in
+    /// the middle of one, so that what it is told here is all there is.
+    pub fn take_changed(&mut self) -> Option<HashSet<CustomerId>> {
+        if self.dialect == Dialect::Postgres {
+            return None;
+        }
+        self.changed.set().replace(HashSet::new())
+    }
+
+    /// Notes that this transaction may change a customer. Too early is no harm; the gate reads
+    /// the row again.
+    fn changes(&self, id: &CustomerId) {
+        if let Some(set) = self.changed.set().as_mut() {
+            set.insert(id.clone());
+        }
     }
 
     pub(crate) fn connection(&mut self) -> &mut AnyConnection {

@@ -1,11 +1,13 @@
 //! Notices: mails that are due, on their way or settled.
 
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Result, Store, StoreError, Tx, assembled, customers, time};
 use crate::clock::Timestamp;
+use crate::domain::decision::Mark;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId};
 use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::BillingPeriod;
@@ -20,8 +22,9 @@ pub struct Notice {
     #[serde(skip)]
     pub period: BillingPeriod,
     pub kind: NoticeKind,
-    /// The percent crossed; 100 for the cap, 0 for an upgrade.
-    pub percent: i64,
+    /// What was crossed; 100 % for the cap, 0 % for an upgrade.
+    #[serde(flatten, serialize_with = "mark_fields")]
+    pub mark: Mark,
     pub entitlement_version: i64,
     pub state: NoticeState,
     /// Usage at the crossing, in whole units.
@@ -91,7 +94,7 @@ impl Tx {
         .bind(notice.period.start.ms())
         .bind(notice.period.end.ms())
         .bind(notice.kind.as_str())
-        .bind(notice.percent)
+        .bind(mark_column(notice.mark))
         .bind(notice.entitlement_version)
         .bind(notice.usage_units)
         .bind(notice.plan_id.as_ref().map(|id| id.as_str()))
@@ -175,6 +178,31 @@ impl Tx {
     }
 }
 
+/// One column holds both kinds, so that one constraint keeps notices unique: percents as they
+/// are, units below zero.
+fn mark_column(mark: Mark) -> i64 {
+    match mark {
+        Mark::Percent(percent) => percent.into(),
+        Mark::Units(units) => -units,
+    }
+}
+
+fn read_mark(column: i64) -> Mark {
+    u16::try_from(column).map_or(Mark::Units(column.saturating_neg()), Mark::Percent)
+}
+
+/// `percent`, and `at_units` where there is nothing that percents could be of.
+fn mark_fields<S: Serializer>(mark: &Mark, serializer: S) -> Result<S::Ok, S::Error> {
+    let (percent, at_units) = match *mark {
+        Mark::Percent(percent) => (Some(percent), None),
+        Mark::Units(units) => (None, Some(units)),
+    };
+    let mut fields = serializer.serialize_map(None)?;
+    fields.serialize_entry("percent", &percent)?;
+    fields.serialize_entry("at_units", &at_units)?;
+    fields.end()
+}
+
 fn read(row: &AnyRow) -> Result<Notice> {
     let corrupt = |column| StoreError::Corrupt { table: "notices", column };
     let plan = |column: &'static str| -> Result<Option<PlanId>> {
@@ -192,7 +220,7 @@ fn read(row: &AnyRow) -> Result<Notice> {
             end: time(row, "period_end_ms")?,
         },
         kind: NoticeKind::from_word(row.try_get("kind")?).ok_or(corrupt("kind"))?,
-        percent: row.try_get("percent")?,
+        mark: read_mark(row.try_get("percent")?),
         entitlement_version: row.try_get("entitlement_version")?,
         state: NoticeState::from_word(row.try_get("state")?).ok_or(corrupt("state"))?,
         usage_units: row.try_get("usage_units")?,

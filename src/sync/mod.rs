@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::customer::{Customer, Profile, clean_name, is_plausible_email};
-use crate::domain::decision::Standing;
+use crate::domain::decision::{Mark, Standing};
 use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::plan::{Catalog, Plan};
@@ -205,11 +205,16 @@ async fn fetch_and_apply(
         // Whoever has it now may have fetched later than we did.
         return Err(SyncError::Busy);
     }
-    let after = Customer {
+    let mut after = Customer {
         tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
         profile: stripe_state.fill(customer.profile.clone()),
         ..customer.clone()
     };
+    let plan_id = |customer: &Customer| customer.tier.plan(&catalog).map(|plan| plan.id.clone());
+    if plan_id(&after) != plan_id(&customer) {
+        // Who changes plan takes the new one as it is now.
+        after.terms_version = None;
+    }
     let mut differences = differences(&catalog, &customer, &after);
     if let Asker::Support(mode) = asker {
         differences.extend(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
@@ -349,7 +354,7 @@ fn upgrade_notice(
         series: customer.tier.cycle.series,
         period: customer.tier.cycle.period_at(now),
         kind: NoticeKind::PlanUpgraded,
-        percent: 0,
+        mark: Mark::Percent(0),
         entitlement_version: customer.tier.entitlement_version,
         state: NoticeState::Due,
         usage_units: 0,

@@ -55,9 +55,10 @@ fn usage(used: i64, elapsed_days: i64) -> UsageFacts {
         feature_name: "AI runs".into(),
         unit: "run".into(),
         plan_name: "Starter".into(),
-        percent: 80,
+        percent: Some(80),
+        at_units: None,
         usage: used,
-        granted: 200,
+        granted: Some(200),
         elapsed_days,
         period_days: 30,
         projected: used * 30 / elapsed_days,
@@ -129,6 +130,14 @@ fn the_nudge_says_what_got_done_and_the_way_up() {
     assert!(mail.html.contains(r#"href="https://b.example/upgrade?token=abc&amp;p=1""#));
     assert!(seen.contains("Upgrade to Pro") && buttons(&mail.html) == 1, "{seen}");
     assert!(!seen.contains("orry") && !seen.contains("apolog"));
+}
+
+#[test]
+fn a_nudge_beyond_a_soft_limit_says_so_and_its_bar_is_full() {
+    let beyond = UsageFacts { percent: Some(250), ..usage(500, 14) };
+    let mail = render(&NoticeMail::UsageNudge(beyond));
+    assert_eq!(mail.subject, "You've used 250% of your AI runs this month.");
+    assert!(mail.html.contains(r#"class="fill" width="100%""#), "{}", mail.html);
 }
 
 #[test]

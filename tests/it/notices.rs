@@ -247,6 +247,11 @@ both_databases! {
         assert_eq!(mails_of_a_soft_limit(&db, "[80, 100]").await, [NUDGE, all]);
     }
 
+    async fn a_soft_limit_nudges_beyond_its_number(db: TestDb) {
+        let beyond = "You've used 125% of your AI runs this month.";
+        assert_eq!(mails_of_a_soft_limit(&db, "[80, 125, 1000]").await, [NUDGE, beyond]);
+    }
+
     async fn a_hard_limit_above_is_told_as_its_number(db: TestDb) {
         let plans = EXAMPLE.replace("enforcement = \"soft\"", "enforcement = \"hard\"");
         let world = World::with_plans(&db, &plans).await;

@@ -59,9 +59,10 @@ both_databases! {
         let mut world = World::start(&db).await;
         world.customer("acme").await;
         let broken = starter_grants(3).replace("rank = 2", "rank = \"high\"");
+        let line = 1 + broken.lines().position(|line| line == "rank = \"high\"").unwrap();
         std::fs::write(world.plans_file(), broken).unwrap();
         let why = reload(&world).await.unwrap_err();
-        let place = format!("{}:47: plans.pro.rank", world.plans_file().display());
+        let place = format!("{}:{line}: plans.pro.rank", world.plans_file().display());
         assert!(why.contains(&place), "{why}");
         assert_eq!(granted(&world).await, 200);
         std::fs::remove_file(world.plans_file()).unwrap();

@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use serde_json::json;
 use tollgate::clock::{Clock, Timestamp};
-use tollgate::domain::answer::Facts;
+use tollgate::domain::answer::{Facts, Particular, Remark};
 use tollgate::domain::customer::{Customer, LiveSubscription, Profile, Tier};
-use tollgate::domain::decision::{Intent, Reason, Standing};
+use tollgate::domain::decision::{Intent, Mark, Reason, Standing, ThresholdState};
 use tollgate::domain::ids::CustomerId;
 use tollgate::domain::notice::{NoticeKind, NoticeState};
 use tollgate::domain::period::BillingPeriod;
+use tollgate::domain::plan::Enforcement;
+use tollgate::domain::run::RunFacts;
 use tollgate::domain::subscription::SubscriptionStatus;
 use tollgate::domain::usage::{Counter, OpenWindow};
 use tollgate::store::Store;
+use tollgate::store::events::{EventKey, NewEvent, hold};
 use tollgate::store::inbox::EventOutcome;
 use tollgate::store::notices::Notice;
 use tollgate::store::outbox::{NewMeterEvent, SendOutcome};
-use tollgate::store::usage::{CounterKey, NewEvent};
+use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::rows;
@@ -63,31 +66,51 @@ fn customer() -> Customer {
         stripe_customer_id: Some("cus_1".to_owned()),
         created_at: now(),
         tier,
+        terms_version: Some(3),
+        has_quotas: true,
         revision: 1,
     }
 }
 
+const KEY: &str = "a key with 'quotes' and \"more\" \\";
+
+/// A reservation's own answer, with something in every column.
 fn usage_event() -> NewEvent {
+    let request_key = format!("k:{KEY}");
     NewEvent {
         facts: Facts {
             customer_id: acme(),
             feature_id: "ai_runs".parse().unwrap(),
             plan_id: Some("pro".parse().unwrap()),
-            intent: Intent::Consume,
+            intent: Intent::Reserve,
             asked: 3,
-            counted: 3,
+            counted: 0,
             reason: Reason::WithinLimit,
+            particular: Some(Particular {
+                enforcement: Enforcement::Hard { granted: 7000 },
+                threshold: ThresholdState::Nudge,
+            }),
             usage: 3,
-            reserved: 0,
+            reserved: 3,
             period: november(),
             decided_at: now(),
-            event_id: Some("evt_1".to_owned()),
+            event_id: None,
+            hold: Some(hold(&acme(), &request_key, 3, november().end)),
+            remark: Remark::None,
         },
         series: 0,
-        request: Some(("a key with 'quotes' and \"more\" \\".to_owned(), "hash".to_owned())),
+        key: EventKey::Request { key: KEY.to_owned(), request_hash: "hash".to_owned() },
         entity_id: Some("jo".to_owned()),
         plan_version: 1,
-        properties: Some("{\"model\": \"claude-haiku\"}".to_owned()),
+        metered: true,
+        run: RunFacts {
+            model: Some("claude-haiku".to_owned()),
+            input_tokens: 1200,
+            cached_input_tokens: 1000,
+            output_tokens: 80,
+        },
+        cost_picodollars: Some(600_000_000),
+        properties: Some("{\"prompt\": 7}".to_owned()),
     }
 }
 
@@ -104,7 +127,7 @@ fn notice() -> Notice {
         series: 0,
         period: november(),
         kind: NoticeKind::UsageNudge,
-        percent: 80,
+        mark: Mark::Percent(80),
         entitlement_version: 1,
         state: NoticeState::Due,
         usage_units: 160,
@@ -129,7 +152,8 @@ async fn open(db: &TestDb) -> Store {
 both_databases! {
     async fn customers_are_written_and_read_back_whole(db: TestDb) {
         let store = open(&db).await;
-        let fresh = Customer { tier: Tier::initial(now()), ..customer() };
+        let tier = Tier::initial(now());
+        let fresh = Customer { tier, terms_version: None, has_quotas: false, ..customer() };
         let mut tx = store.begin().await.unwrap();
         assert!(tx.insert_customer(&fresh).await.unwrap());
         assert!(!tx.insert_customer(&fresh).await.unwrap(), "it is there");
@@ -156,26 +180,27 @@ both_databases! {
 
     async fn usage_is_written_and_read_back_whole(db: TestDb) {
         let store = open(&db).await;
-        let counter = Counter { usage: 3, reserved: 1, open: Some(window()), closed_until: Some(now()) };
-        let event = usage_event();
-        let (request_key, _) = event.request.clone().unwrap();
+        let counter = Counter {
+            usage: 3, reserved: 1, from_grants: 2, pruned: 1, open: Some(window()), closed_until: Some(now()),
+        };
+        let (event, request_key) = (usage_event(), format!("k:{KEY}"));
         let mut tx = store.begin().await.unwrap();
         tx.insert_events(std::slice::from_ref(&event)).await.unwrap();
         let row = (counter_key(), november().end, counter.clone());
         tx.put_counters(std::slice::from_ref(&row)).await.unwrap();
         tx.put_counters(&[row]).await.unwrap();
-        let remembered = tx.remembered(&[(&acme(), &request_key), (&acme(), "other")]).await.unwrap();
+        let remembered = tx.remembered(&[(&acme(), request_key.clone()), (&acme(), "other".to_owned())]).await.unwrap();
         assert_eq!(remembered.len(), 1);
         let ((customer_id, key), answer) = &remembered[0];
         assert_eq!((customer_id, key, &answer.facts), (&acme(), &request_key, &event.facts));
-        assert_eq!((answer.request_hash.as_str(), answer.plan_version), ("hash", 1));
-        assert_eq!(tx.counters(&[counter_key()]).await.unwrap(), [(counter_key(), counter.clone())]);
+        assert_eq!((answer.request_hash.as_deref(), answer.plan_version), (Some("hash"), 1));
+        assert_eq!(tx.counters(&[counter_key()]).await.unwrap(), [(counter_key(), november().end, counter.clone())]);
         let with_end = Some((november().end, counter.clone()));
         assert_eq!(tx.counter_and_end(&counter_key()).await.unwrap(), with_end);
         assert_eq!(tx.open_counters_of(&acme()).await.unwrap(), [counter_key()]);
         tx.commit().await.unwrap();
         assert_eq!(store.counter(&counter_key()).await.unwrap(), counter);
-        assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 3);
+        assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 0);
         assert_eq!(store.counters_to_close(window().end, 9).await.unwrap(), [counter_key()]);
         assert_eq!(store.counters_to_close(now(), 9).await.unwrap(), []);
         assert_eq!(store.units_to_close(&acme(), window().end).await.unwrap(), 3);

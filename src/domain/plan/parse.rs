@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::limits::read_limits;
 use super::mistakes::{PlanFileErrors, PlanFileMistake};
+use super::models::{ModelPrices, read_models};
 use super::reader::{Found, Node, Place, Reader, Section};
-use super::rules::{self, EnforcementWord};
+use super::rules::{self, OutageWord};
 use super::{
-    Catalog, CreditRate, Enforcement, Feature, Limit, ModelPrice, Plan, Policy, Price, Schedule,
-    Unlock,
+    Catalog, CreditRate, CreditTable, Feature, Limit, OnOutage, Plan, Policy, Price, Retention,
+    Schedule, Unlock,
 };
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, Money};
@@ -63,8 +65,17 @@ fn parse(source: &str) -> Result<Catalog, PlanFileErrors> {
 }
 
 /// The file's tables, in the order in which people write them.
-const ROOT_KEYS: [&str; 8] =
-    ["default_plan", "features", "plans", "models", "credits", "metering", "schedule", "policy"];
+const ROOT_KEYS: [&str; 9] = [
+    "default_plan",
+    "features",
+    "plans",
+    "models",
+    "credits",
+    "metering",
+    "schedule",
+    "policy",
+    "retention",
+];
 
 fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let root = reader.root(root, &ROOT_KEYS);
@@ -72,12 +83,14 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
     let features = read_features(reader, &root);
     let drafts = read_plans(reader, &root);
     let models = read_models(reader, &root);
-    let credits = read_credits(reader, &root, &models);
+    let credit_drafts = read_credits(reader, &root, &models);
     let metering_window = read_metering_window(reader, &root);
     let schedule = read_schedule(reader, &root);
     let (policy, overheads) = read_policy(reader, &root);
+    let retention = read_retention(reader, &root);
 
     check_meters(reader, &features);
+    let credits = finish_credits(reader, credit_drafts, &features);
     check_plans(reader, &drafts, &features);
     for plan in default_plan.iter().chain(&overheads) {
         if !names_a_plan(&drafts, &plan.value) {
@@ -97,13 +110,17 @@ fn read_catalog(reader: &mut Reader, root: &DeTable<'_>) -> Option<Catalog> {
         metering_window: metering_window?,
         schedule: schedule?,
         policy: policy?,
+        retention: retention?,
     })
 }
 
+/// A feature as far as it could be read.
+#[derive(Default)]
 struct FeatureDraft {
     name: Option<Found<String>>,
     unit: Option<Found<String>>,
     stripe_meter: Option<Found<String>>,
+    count_unknown_models_as: Option<Found<String>>,
 }
 
 impl FeatureDraft {
@@ -123,15 +140,19 @@ fn read_features(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<FeatureId,
         return features;
     };
     for (id, node) in reader.entries(&node, &rules::FEATURE_ID) {
-        let section = reader.section(&node, &["name", "unit", "stripe_meter"]);
-        let draft = FeatureDraft {
-            name: section.as_ref().and_then(|s| reader.required_value(s, "name", &rules::NAME)),
-            unit: section.as_ref().and_then(|s| reader.required_value(s, "unit", &rules::NAME)),
-            stripe_meter: section
-                .as_ref()
-                .and_then(|s| reader.optional_value(s, "stripe_meter", &rules::METER_NAME)),
-        };
-        features.insert(id, draft);
+        let known = ["name", "unit", "stripe_meter", "count_unknown_models_as"];
+        let section = reader.section(&node, &known);
+        let draft = section.map(|section| FeatureDraft {
+            name: reader.required_value(&section, "name", &rules::NAME),
+            unit: reader.required_value(&section, "unit", &rules::NAME),
+            stripe_meter: reader.optional_value(&section, "stripe_meter", &rules::METER_NAME),
+            count_unknown_models_as: reader.optional_value(
+                &section,
+                "count_unknown_models_as",
+                &rules::MODEL_NAME,
+            ),
+        });
+        features.insert(id, draft.unwrap_or_default());
     }
     features
 }
@@ -146,6 +167,8 @@ struct PlanDraft {
     upgrade_to: Option<Found<PlanId>>,
     limits: Vec<(Found<FeatureId>, Option<Limit>)>,
     unlocks: Vec<Unlock>,
+    on_outage: Option<OnOutage>,
+    grandfather: bool,
 }
 
 impl PlanDraft {
@@ -159,6 +182,8 @@ impl PlanDraft {
             upgrade_to: self.upgrade_to.map(|found| found.value),
             limits: self.limits.into_iter().filter_map(limit).collect(),
             unlocks: self.unlocks,
+            on_outage: self.on_outage?,
+            grandfather: self.grandfather,
         })
     }
 }
@@ -178,6 +203,19 @@ fn read_plans(reader: &mut Reader, root: &Section<'_>) -> Vec<PlanDraft> {
     nodes.into_iter().filter_map(|node| read_plan(reader, node)).collect()
 }
 
+const PLAN_KEYS: [&str; 10] = [
+    "id",
+    "name",
+    "rank",
+    "price",
+    "upgrade_to",
+    "limits",
+    "unlocks",
+    "on_outage",
+    "outage_allowance",
+    "grandfather",
+];
+
 fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
     // People know a plan by its id, not by its place in the file.
     let node = match node.peek("id").and_then(rules::as_id) {
@@ -187,10 +225,10 @@ fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
         }
         None => node,
     };
-    let known = ["id", "name", "rank", "price", "upgrade_to", "limits", "unlocks"];
-    let section = reader.section(&node, &known)?;
+    let section = reader.section(&node, &PLAN_KEYS)?;
     let price = reader.optional(&section, "price");
     let (price, lookup_key) = price.map_or((None, None), |node| read_price(reader, &node));
+    let grandfather = reader.optional_value(&section, "grandfather", &rules::YES_OR_NO);
     Some(PlanDraft {
         id: reader.required_value(&section, "id", &rules::PLAN_ID),
         name: reader.required_value(&section, "name", &rules::NAME),
@@ -200,6 +238,8 @@ fn read_plan(reader: &mut Reader, node: Node<'_>) -> Option<PlanDraft> {
         upgrade_to: reader.optional_value(&section, "upgrade_to", &rules::PLAN_ID),
         limits: read_limits(reader, &section),
         unlocks: read_unlocks(reader, &section),
+        on_outage: read_on_outage(reader, &section),
+        grandfather: grandfather.is_some_and(|found| found.value),
     })
 }
 
@@ -240,71 +280,6 @@ fn read_money(reader: &mut Reader, amount: &Found<String>, currency: Currency) -
     money.ok()
 }
 
-fn read_limits(reader: &mut Reader, plan: &Section<'_>) -> Vec<(Found<FeatureId>, Option<Limit>)> {
-    let Some(node) = reader.optional(plan, "limits") else {
-        return Vec::new();
-    };
-    let entries = reader.entries(&node, &rules::FEATURE_ID);
-    let read = |(id, node): (FeatureId, Node<'_>)| {
-        let limit = read_limit(reader, &node);
-        (Found { value: id, place: node.place }, limit)
-    };
-    entries.into_iter().map(read).collect()
-}
-
-fn read_limit(reader: &mut Reader, node: &Node<'_>) -> Option<Limit> {
-    let section =
-        reader.section(node, &["granted", "enforcement", "nudge_at_percent", "custom"])?;
-    let word = reader.required_value(&section, "enforcement", &rules::ENFORCEMENT);
-    let nudge_at_percent = read_nudges(reader, &section);
-    let custom = reader.optional_value(&section, "custom", &rules::YES_OR_NO);
-    let enforcement = match word.map(|found| found.value) {
-        Some(EnforcementWord::Unlimited) => {
-            for key in ["granted", "nudge_at_percent"] {
-                if let Some(node) = reader.optional(&section, key) {
-                    reader
-                        .wrong(&node.place, "must be left out where enforcement is \"unlimited\"");
-                }
-            }
-            Enforcement::Unlimited
-        }
-        Some(EnforcementWord::Hard) => {
-            Enforcement::Hard { granted: read_granted(reader, &section)? }
-        }
-        Some(EnforcementWord::Soft) => {
-            Enforcement::Soft { granted: read_granted(reader, &section)? }
-        }
-        None => {
-            reader.optional_value(&section, "granted", &rules::QUANTITY);
-            return None;
-        }
-    };
-    Some(Limit { enforcement, nudge_at_percent, custom: custom.is_some_and(|found| found.value) })
-}
-
-fn read_granted(reader: &mut Reader, limit: &Section<'_>) -> Option<i64> {
-    reader.required_value(limit, "granted", &rules::QUANTITY).map(|found| found.value)
-}
-
-/// The percents in ascending order; none are configured unless they are written down.
-fn read_nudges(reader: &mut Reader, limit: &Section<'_>) -> Vec<u8> {
-    let Some(node) = reader.optional(limit, "nudge_at_percent") else {
-        return Vec::new();
-    };
-    let mut percents = Vec::new();
-    for member in reader.list(&node).unwrap_or_default() {
-        let Some(percent) = reader.value(&member, &rules::PERCENT) else {
-            continue;
-        };
-        if percents.contains(&percent.value) {
-            reader.wrong(&percent.place, format!("must not repeat {}", percent.value));
-        }
-        percents.push(percent.value);
-    }
-    percents.sort_unstable();
-    percents
-}
-
 fn read_unlocks(reader: &mut Reader, plan: &Section<'_>) -> Vec<Unlock> {
     let Some(node) = reader.optional(plan, "unlocks") else {
         return Vec::new();
@@ -323,59 +298,67 @@ fn read_unlocks(reader: &mut Reader, plan: &Section<'_>) -> Vec<Unlock> {
     unlocks
 }
 
-/// A model whose prices could not be read is still known by name.
-fn read_models(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<String, Option<ModelPrice>> {
-    let Some(node) = reader.optional(root, "models") else {
-        return BTreeMap::new();
+fn read_on_outage(reader: &mut Reader, plan: &Section<'_>) -> Option<OnOutage> {
+    const ALLOWANCE: &str = "outage_allowance";
+    let word = match reader.optional(plan, "on_outage") {
+        Some(node) => reader.value(&node, &rules::ON_OUTAGE).map(|found| found.value),
+        None => Some(OutageWord::Deny),
     };
-    let mut models = BTreeMap::new();
-    for (name, node) in reader.entries(&node, &rules::MODEL_NAME) {
-        let price = read_model(reader, &name, &node);
-        models.insert(name, price);
+    match word {
+        Some(OutageWord::Allow) => {
+            let units = reader.required_value(plan, ALLOWANCE, &rules::UNITS)?.value;
+            Some(OnOutage::Allow { units })
+        }
+        Some(OutageWord::Deny) => {
+            reader.left_out(plan, ALLOWANCE, "unless on_outage is \"allow\"");
+            Some(OnOutage::Deny)
+        }
+        None => {
+            reader.optional_value(plan, ALLOWANCE, &rules::UNITS);
+            None
+        }
     }
-    models
 }
 
-fn read_model(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<ModelPrice> {
-    let [input, output, cached_input] =
-        read_rates(reader, model, node, ["input", "output", "cached_input"])?;
-    Some(ModelPrice {
-        input_picodollars_per_token: input,
-        output_picodollars_per_token: output,
-        cached_input_picodollars_per_token: cached_input,
-    })
-}
-
-/// Reads rates for input, output and cached input tokens; cached input costs as input unless it
-/// has a rate of its own.
-fn read_rates(
+/// A table of rates for one model.
+pub(super) fn model_section<'a>(
     reader: &mut Reader,
     model: &str,
-    node: &Node<'_>,
-    keys: [&str; 3],
-) -> Option<[i64; 3]> {
-    if let Some(inner) = node.first_table().filter(|key| !keys.contains(key)) {
+    node: &Node<'a>,
+    known: &[&str],
+) -> Option<Section<'a>> {
+    if let Some(inner) = node.first_table().filter(|key| !known.contains(key)) {
         // TOML took the dot in [models.gpt-4.1] for a table within a table.
         reader
             .wrong(&node.place, format!("needs quotes if its name has a dot: \"{model}.{inner}\""));
         return None;
     }
-    let section = reader.section(node, &keys)?;
-    let input = reader.required_value(&section, keys[0], &rules::RATE);
-    let output = reader.required_value(&section, keys[1], &rules::RATE);
-    let cached_input = reader.optional_value(&section, keys[2], &rules::RATE);
+    reader.section(node, known)
+}
+
+/// Reads rates for input, output and cached input tokens; cached input costs as input unless it
+/// has a rate of its own.
+pub(super) fn read_rates(
+    reader: &mut Reader,
+    section: &Section<'_>,
+    keys: [&str; 3],
+) -> Option<[i64; 3]> {
+    let input = reader.required_value(section, keys[0], &rules::RATE);
+    let output = reader.required_value(section, keys[1], &rules::RATE);
+    let cached_input = reader.optional_value(section, keys[2], &rules::RATE);
     let (input, output) = (input?.value, output?.value);
     Some([input, output, cached_input.map_or(input, |found| found.value)])
 }
 
-type Credits = BTreeMap<FeatureId, BTreeMap<String, CreditRate>>;
+/// A model whose rates could not be read is still known by name.
+type CreditDrafts = BTreeMap<FeatureId, BTreeMap<String, Option<CreditRate>>>;
 
 fn read_credits(
     reader: &mut Reader,
     root: &Section<'_>,
-    models: &BTreeMap<String, Option<ModelPrice>>,
-) -> Credits {
-    let mut credits = Credits::new();
+    models: &BTreeMap<String, Option<ModelPrices>>,
+) -> CreditDrafts {
+    let mut credits = CreditDrafts::new();
     let Some(node) = reader.optional(root, "credits") else {
         return credits;
     };
@@ -385,17 +368,43 @@ fn read_credits(
             if !models.contains_key(&model) {
                 reader.wrong(&node.place, "names a model that has no [models] table");
             }
-            if let Some(rate) = read_credit_rate(reader, &model, &node) {
-                rates.insert(model, rate);
-            }
+            let rate = read_credit_rate(reader, &model, &node);
+            rates.insert(model, rate);
         }
     }
     credits
 }
 
+/// Gives each table the rate that its feature names for models the table does not know.
+fn finish_credits(
+    reader: &mut Reader,
+    drafts: CreditDrafts,
+    features: &BTreeMap<FeatureId, FeatureDraft>,
+) -> BTreeMap<FeatureId, CreditTable> {
+    let mut stand_ins = BTreeMap::new();
+    for (id, feature) in features {
+        let Some(model) = &feature.count_unknown_models_as else { continue };
+        match drafts.get(id).and_then(|rates| rates.get(&model.value)) {
+            Some(rate) => _ = stand_ins.insert(id, *rate),
+            None => {
+                let name = &model.value;
+                let wanted = format!("must be a model of [credits.{id}]; there is no \"{name}\"");
+                reader.wrong(&model.place, wanted);
+            }
+        }
+    }
+    let finish = |(id, rates): (FeatureId, BTreeMap<String, Option<CreditRate>>)| {
+        let unknown_models = stand_ins.get(&id).copied().flatten();
+        let rates = rates.into_iter().filter_map(|(model, rate)| Some((model, rate?))).collect();
+        (id, CreditTable { rates, unknown_models })
+    };
+    drafts.into_iter().map(finish).collect()
+}
+
 fn read_credit_rate(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<CreditRate> {
     let keys = ["per_1k_input", "per_1k_output", "per_1k_cached_input"];
-    let [input, output, cached_input] = read_rates(reader, model, node, keys)?;
+    let section = model_section(reader, model, node, &keys)?;
+    let [input, output, cached_input] = read_rates(reader, &section, keys)?;
     Some(CreditRate {
         input_nanocredits_per_token: input,
         output_nanocredits_per_token: output,
@@ -460,6 +469,15 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
         }
     }
     (Some(policy), named)
+}
+
+fn read_retention(reader: &mut Reader, root: &Section<'_>) -> Option<Retention> {
+    let Some(node) = reader.optional(root, "retention") else {
+        return Some(Retention::default());
+    };
+    let section = reader.section(&node, &["usage_events"])?;
+    let usage_events = reader.optional_value(&section, "usage_events", &rules::RETENTION);
+    Some(Retention { usage_events: usage_events.map(|found| found.value) })
 }
 
 /// Two features on one meter would be billed as one.

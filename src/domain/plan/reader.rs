@@ -158,6 +158,13 @@ impl Reader {
         }
     }
 
+    /// Refuses a key that means nothing here; `when` goes after "must be left out".
+    pub fn left_out(&mut self, section: &Section<'_>, key: &str, when: &str) {
+        if let Some(node) = self.optional(section, key) {
+            self.wrong(&node.place, format!("must be left out {when}"));
+        }
+    }
+
     fn table<'a>(&mut self, node: &Node<'a>) -> Option<&'a DeTable<'a>> {
         if let DeValue::Table(table) = node.value {
             return Some(table);

@@ -6,8 +6,10 @@ use toml::de::DeValue;
 
 use super::Interval;
 use super::reader::Rule;
+use crate::clock::Timestamp;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, parse_decimal};
+use crate::domain::run;
 
 /// How many decimals a price per million tokens or a number of credits may have.
 const RATE_DECIMALS: u32 = 6;
@@ -27,12 +29,8 @@ pub(super) const PLAN_ID: Rule<PlanId> =
 const ID_WANTED: &str = "1 to 64 of the characters a-z, 0-9, _ and -";
 
 pub(super) const MODEL_NAME: Rule<String> = Rule {
-    wanted: "1 to 100 printable ASCII characters without spaces",
-    read: |value| {
-        let text = value.as_str()?;
-        let fits = (1..=100).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        fits.then(|| text.to_owned())
-    },
+    wanted: run::MODEL_NAME_WANTED,
+    read: |value| value.as_str().filter(|text| run::is_model_name(text)).map(str::to_owned),
 };
 
 pub(super) const NAME: Rule<String> = Rule {
@@ -62,9 +60,21 @@ pub(super) const QUANTITY: Rule<i64> = Rule {
     read: |value| integer(value).filter(|n| (0..=MAX_QUANTITY).contains(n)),
 };
 
-pub(super) const PERCENT: Rule<u8> = Rule {
+/// A number of units that is worth writing down.
+pub(super) const UNITS: Rule<i64> = Rule {
+    wanted: "a whole number from 1 to 1000000000",
+    read: |value| integer(value).filter(|n| (1..=MAX_QUANTITY).contains(n)),
+};
+
+pub(super) const PERCENT: Rule<u16> = Rule {
     wanted: "a whole number from 1 to 100",
-    read: |value| u8::try_from(integer(value)?).ok().filter(|n| (1..=100).contains(n)),
+    read: |value| u16::try_from(integer(value)?).ok().filter(|n| (1..=100).contains(n)),
+};
+
+/// The percent of a number that may be exceeded.
+pub(super) const PERCENT_AND_BEYOND: Rule<u16> = Rule {
+    wanted: "a whole number from 1 to 1000",
+    read: |value| u16::try_from(integer(value)?).ok().filter(|n| (1..=1000).contains(n)),
 };
 
 pub(super) const YES_OR_NO: Rule<bool> =
@@ -108,10 +118,36 @@ pub(super) const ENFORCEMENT: Rule<EnforcementWord> = Rule {
     },
 };
 
+/// The word alone; the allowance that belongs to it is read beside it.
+#[derive(Clone, Copy)]
+pub(super) enum OutageWord {
+    Deny,
+    Allow,
+}
+
+pub(super) const ON_OUTAGE: Rule<OutageWord> = Rule {
+    wanted: "\"deny\" or \"allow\"",
+    read: |value| match value.as_str()? {
+        "deny" => Some(OutageWord::Deny),
+        "allow" => Some(OutageWord::Allow),
+        _ => None,
+    },
+};
+
 /// Millionths of what is written: micro-dollars or micro-credits.
 pub(super) const RATE: Rule<i64> = Rule {
     wanted: "a decimal number in quotes such as \"0.25\", at most 1000000, with at most 6 decimals",
     read: |value| parse_decimal(value.as_str()?, RATE_DECIMALS).filter(|rate| *rate <= MAX_RATE),
+};
+
+/// Midnight (00:00 UTC) of the day.
+pub(super) const DAY: Rule<Timestamp> = Rule {
+    wanted: "a day in quotes such as \"2026-10-01\"; it begins at 00:00 UTC",
+    read: |value| {
+        let day: jiff::civil::Date = value.as_str()?.parse().ok()?;
+        let midnight = day.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        Some(Timestamp::from_jiff(midnight.timestamp()))
+    },
 };
 
 pub(super) const METERING_WINDOW: Rule<Duration> = Rule {
@@ -127,6 +163,18 @@ pub(super) const DELAY: Rule<Duration> = Rule {
     read: |value| {
         let delay = parse_duration(value.as_str()?)?;
         (delay <= Duration::from_secs(365 * DAY_SECONDS)).then_some(delay)
+    },
+};
+
+/// Two of the longest months at least, so that a month's usage can still be compared with its
+/// invoice; at most a hundred years, so that adding it to a time cannot overflow.
+pub(super) const RETENTION: Rule<Duration> = Rule {
+    wanted: "a duration from \"62d\" to \"36500d\", such as \"400d\"",
+    read: |value| {
+        let kept = parse_duration(value.as_str()?)?;
+        let bounds =
+            Duration::from_secs(62 * DAY_SECONDS)..=Duration::from_secs(36_500 * DAY_SECONDS);
+        bounds.contains(&kept).then_some(kept)
     },
 };
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Timestamp;
+
+mod terms;
 
 const EXAMPLE: &str = include_str!("../../../plans.example.toml");
 
@@ -65,9 +68,10 @@ fn the_example_is_read_whole() {
     let ids: Vec<_> = catalog.plans.iter().map(|plan| plan.id.as_str()).collect();
     assert_eq!(ids, ["starter", "pro", "team"]);
     let limit = |plan: &str| catalog.plan(plan).unwrap().limits["ai_runs"].clone();
-    let limit_of = |enforcement, nudges: &[u8], custom| Limit {
+    let limit_of = |enforcement, percents: &[u16], custom| Limit {
         enforcement,
-        nudge_at_percent: nudges.to_vec(),
+        nudge_at_percent: percents.to_vec(),
+        nudge_at_units: Vec::new(),
         custom,
     };
     assert_eq!(limit("starter"), limit_of(Enforcement::Hard { granted: 200 }, &[80], false));
@@ -89,14 +93,14 @@ fn the_examples_costs_and_policies_are_exact() {
     let catalog = Catalog::parse(EXAMPLE).unwrap();
     assert_eq!(
         catalog.models["claude-haiku"],
-        ModelPrice {
+        ModelPrices::always(ModelPrice {
             input_picodollars_per_token: 1_000_000,
             output_picodollars_per_token: 5_000_000,
             cached_input_picodollars_per_token: 100_000,
-        }
+        })
     );
     assert_eq!(
-        catalog.credits["ai_credits"]["claude-haiku"],
+        catalog.credits["ai_credits"].rates["claude-haiku"],
         CreditRate {
             input_nanocredits_per_token: 200_000,
             output_nanocredits_per_token: 1_000_000,
@@ -119,31 +123,18 @@ fn what_a_file_leaves_out_is_as_the_example_says() {
     assert_eq!(small.metering_window, example.metering_window);
     assert_eq!(small.policy.post_upgrade_delay, example.policy.post_upgrade_delay);
     assert_eq!(small.policy.past_due_grace, example.policy.past_due_grace);
+    assert_eq!((small.retention, example.retention), (Retention::default(), Retention::default()));
     assert!(small.models.is_empty() && small.credits.is_empty());
     let free = small.plan("free").unwrap();
     assert_eq!((&free.price, &free.upgrade_to), (&None, &None));
+    assert_eq!((free.on_outage, free.grandfather), (OnOutage::Deny, false));
     assert!(free.unlocks.is_empty() && free.limits["runs"].nudge_at_percent.is_empty());
 }
 
 #[test]
-fn plans_are_ordered_by_rank_and_percents_ascend() {
-    let source = changed(SMALL, "rank = 1", "rank = 3");
-    let source = changed(
-        &source,
-        "enforcement = \"hard\"",
-        "enforcement = \"hard\", nudge_at_percent = [100, 50, 80]",
-    );
-    let catalog = Catalog::parse(&source).unwrap();
+fn plans_are_ordered_by_rank() {
+    let catalog = Catalog::parse(&changed(SMALL, "rank = 1", "rank = 3")).unwrap();
     assert_eq!(catalog.plans[1].id.as_str(), "free");
-    assert_eq!(catalog.plans[1].limits["runs"].nudge_at_percent, [50, 80, 100]);
-}
-
-#[test]
-fn an_unlimited_plan_has_no_number() {
-    let source =
-        changed(SMALL, "granted = 5, enforcement = \"hard\"", "enforcement = \"unlimited\"");
-    let catalog = Catalog::parse(&source).unwrap();
-    assert_eq!(catalog.plan("free").unwrap().limits["runs"].enforcement, Enforcement::Unlimited);
 }
 
 #[test]
@@ -164,15 +155,15 @@ fn unknown_keys_are_named_with_their_line_and_the_key_that_was_meant() {
     );
     assert_eq!(
         complaint("unit =", "colour = 1\nunit ="),
-        "3: features.runs.colour: is not a known key; known here: name, unit, stripe_meter"
+        "3: features.runs.colour: is not a known key; known here: name, unit, stripe_meter, count_unknown_models_as"
     );
     assert_eq!(
         complaint_before("defualt_plan = \"free\""),
         "1: defualt_plan: is not a known key; did you mean \"default_plan\"?"
     );
     assert_eq!(
-        complaint("granted = 5,", "granted = 5, nudge_at = 80,"),
-        "8: plans.free.limits.runs.nudge_at: is not a known key; known here: granted, enforcement, nudge_at_percent, custom"
+        complaint("granted = 5,", "granted = 5, percent = 80,"),
+        "8: plans.free.limits.runs.percent: is not a known key; known here: granted, enforcement, nudge_at_percent, nudge_at, custom"
     );
     assert_eq!(
         complaint_after("unlocks = [\n  { title = \"A\", url = \"http://a\", ulr = 1 },\n]"),
@@ -258,67 +249,6 @@ fn plans_are_checked() {
         mistakes("plans = [1]"),
         "plans.toml:1: plans[0]: must be a table of keys and values, not a number"
     );
-}
-
-#[test]
-fn limits_are_checked() {
-    let quantity = "a whole number from 0 to 1000000000";
-    for (limit, wanted) in [
-        ("enforcement = \"hard\"", format!(".granted: is missing; it must be {quantity}")),
-        ("enforcement = \"soft\"", format!(".granted: is missing; it must be {quantity}")),
-        ("granted = -1, enforcement = \"hard\"", format!(".granted: must be {quantity}")),
-        ("granted = 1000000001, enforcement = \"soft\"", format!(".granted: must be {quantity}")),
-        ("granted = \"5\", enforcement = \"soft\"", format!(".granted: must be {quantity}")),
-        (
-            "granted = 5",
-            ".enforcement: is missing; it must be \"hard\", \"soft\" or \"unlimited\"".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"firm\"",
-            ".enforcement: must be \"hard\", \"soft\" or \"unlimited\"".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"unlimited\"",
-            ".granted: must be left out where enforcement is \"unlimited\"".to_owned(),
-        ),
-        (
-            "nudge_at_percent = [80], enforcement = \"unlimited\"",
-            ".nudge_at_percent: must be left out where enforcement is \"unlimited\"".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"hard\", custom = 1",
-            ".custom: must be true or false".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"hard\", nudge_at_percent = 80",
-            ".nudge_at_percent: must be a list, not a number".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"hard\", nudge_at_percent = [0]",
-            ".nudge_at_percent[0]: must be a whole number from 1 to 100".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"hard\", nudge_at_percent = [50, 101]",
-            ".nudge_at_percent[1]: must be a whole number from 1 to 100".to_owned(),
-        ),
-        (
-            "granted = 5, enforcement = \"hard\", nudge_at_percent = [80, 80]",
-            ".nudge_at_percent[1]: must not repeat 80".to_owned(),
-        ),
-    ] {
-        let found = complaint("granted = 5, enforcement = \"hard\"", limit);
-        assert_eq!(found, format!("8: plans.free.limits.runs{wanted}"), "{limit}");
-    }
-    assert_eq!(
-        complaint("limits.runs", "limits.seats"),
-        "8: plans.free.limits.seats: must name a feature; there is no [features.seats]"
-    );
-    for granted in ["0", "1000000000", "0x10", "1_000"] {
-        assert!(
-            Catalog::parse(&changed(SMALL, "granted = 5,", &format!("granted = {granted},")))
-                .is_ok()
-        );
-    }
 }
 
 #[test]
@@ -415,7 +345,8 @@ fn costs_are_checked() {
         "14: models.gpt-4: needs quotes if its name has a dot: \"gpt-4.1\""
     );
     let edge = format!("{SMALL}[models.m]\ninput = \"1000000\"\noutput = \"0.000001\"\n");
-    let model = Catalog::parse(&edge).unwrap().models["m"];
+    let catalog = Catalog::parse(&edge).unwrap();
+    let model = catalog.models["m"].at(Timestamp::from_ms(0)).unwrap();
     assert_eq!(
         (model.input_picodollars_per_token, model.output_picodollars_per_token),
         (1_000_000_000_000, 1)
@@ -424,10 +355,79 @@ fn costs_are_checked() {
 }
 
 #[test]
+fn models_without_credits_count_as_the_one_that_the_feature_names() {
+    let credits = "[models.m]\ninput = \"1\"\noutput = \"1\"\n[credits.runs]\nm = { per_1k_input = \"1\", per_1k_output = \"2\" }\n";
+    let unit = "unit = \"run\"";
+    let counted_as = |model: &str| format!("{unit}\ncount_unknown_models_as = {model}");
+    let named = changed(SMALL, unit, &counted_as("\"m\"")) + credits;
+    let table = &Catalog::parse(&named).unwrap().credits["runs"];
+    assert_eq!(table.unknown_models, Some(table.rates["m"]));
+    let silent = Catalog::parse(&(SMALL.to_owned() + credits)).unwrap();
+    assert_eq!(silent.credits["runs"].unknown_models, None);
+
+    let key = "plans.toml:4: features.runs.count_unknown_models_as";
+    let unknown = changed(SMALL, unit, &counted_as("\"n\"")) + credits;
+    assert_eq!(
+        mistakes(&unknown),
+        format!("{key}: must be a model of [credits.runs]; there is no \"n\"")
+    );
+    let nowhere = changed(SMALL, unit, &counted_as("\"m\""));
+    assert_eq!(
+        mistakes(&nowhere),
+        format!("{key}: must be a model of [credits.runs]; there is no \"m\"")
+    );
+    let no_name = changed(SMALL, unit, &counted_as("\"\""));
+    assert_eq!(
+        mistakes(&no_name),
+        format!("{key}: must be 1 to 100 printable ASCII characters without spaces")
+    );
+    let bad_rate = changed(&named, "per_1k_input = \"1\"", "per_1k_input = 1");
+    assert_eq!(mistakes(&bad_rate).lines().count(), 1, "{}", mistakes(&bad_rate));
+}
+
+#[test]
+fn a_models_price_is_the_one_in_force_at_the_moment() {
+    let source = format!(
+        "{SMALL}[models.m]\ninput = \"1\"\noutput = \"2\"\n\
+         [[models.m.prices]]\nfrom = \"2027-01-01\"\ninput = \"3\"\noutput = \"4\"\n\
+         [[models.m.prices]]\nfrom = \"2026-10-01\"\ninput = \"5\"\noutput = \"6\"\n\
+         [models.late]\nprices = [{{ from = \"2026-10-01\", input = \"7\", output = \"8\" }}]\n"
+    );
+    let catalog = Catalog::parse(&source).unwrap();
+    let input_at = |model: &str, at: &str| {
+        let price = catalog.models[model].at(at.parse().unwrap());
+        price.map(|price| price.input_picodollars_per_token / 1_000_000)
+    };
+    assert_eq!(input_at("m", "2000-01-01T00:00:00Z"), Some(1));
+    assert_eq!(input_at("m", "2026-09-30T23:59:59.999Z"), Some(1));
+    assert_eq!(input_at("m", "2026-10-01T00:00:00Z"), Some(5));
+    assert_eq!(input_at("m", "2027-01-01T00:00:00Z"), Some(3));
+    assert_eq!(input_at("late", "2026-09-30T23:59:59.999Z"), None);
+    assert_eq!(input_at("late", "2026-10-01T00:00:00Z"), Some(7));
+}
+
+#[test]
+fn dated_prices_are_checked() {
+    let dated = |prices: &str| complaint_after(&format!("[models.m]\nprices = {prices}"));
+    assert_eq!(dated("[]"), "15: models.m.prices: must have at least one price");
+    assert_eq!(
+        dated("[{ from = \"2026-02-30\", input = \"1\", output = \"1\" }]"),
+        "15: models.m.prices[0].from: must be a day in quotes such as \"2026-10-01\"; it begins at 00:00 UTC"
+    );
+    let twice = "[{ from = \"2026-10-01\", input = \"1\", output = \"1\" }, \
+                  { from = \"2026-10-01\", input = \"2\", output = \"1\" }]";
+    assert_eq!(
+        dated(twice),
+        "15: models.m.prices[1].from: must be unique; another price holds from the same day"
+    );
+}
+
+#[test]
 fn times_are_checked() {
     let window = "must be a duration from \"1s\" to \"1h\", such as \"5m\"";
     let delay =
         "must be a duration of at most \"365d\": a whole number and s, m, h or d, such as \"24h\"";
+    let kept = "must be a duration from \"62d\" to \"36500d\", such as \"400d\"";
     let cron = "must be a cron expression in UTC with five fields, or six with seconds first, such as \"*/5 * * * *\", that comes to pass";
     for (table, line, wanted) in [
         ("metering", "window = \"0s\"", format!("window: {window}")),
@@ -435,6 +435,9 @@ fn times_are_checked() {
         ("metering", "window = 300", format!("window: {window}")),
         ("policy", "past_due_grace = \"1w\"", format!("past_due_grace: {delay}")),
         ("policy", "post_upgrade_delay = \"366d\"", format!("post_upgrade_delay: {delay}")),
+        ("retention", "usage_events = \"61d\"", format!("usage_events: {kept}")),
+        ("retention", "usage_events = \"36501d\"", format!("usage_events: {kept}")),
+        ("retention", "usage_events = 400", format!("usage_events: {kept}")),
         ("schedule", "reconcile = \"hourly\"", format!("reconcile: {cron}")),
         ("schedule", "notices = \"0 0 31 4 *\"", format!("notices: {cron}")),
     ] {
@@ -447,6 +450,8 @@ fn times_are_checked() {
         "[policy]\npast_due_grace = \"0s\"",
         "[policy]\npast_due_grace = \"365d\"",
         "[schedule]\nnotices = \"*/10 * * * * *\"",
+        "[retention]\nusage_events = \"62d\"",
+        "[retention]\nusage_events = \"36500d\"",
     ] {
         assert!(Catalog::parse(&format!("{SMALL}{edge}\n")).is_ok(), "{edge}");
     }

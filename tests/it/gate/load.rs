@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tollgate::domain::decision::Intent;
-use tollgate::gate::{Gate, GateError, Request};
+use tollgate::gate::{Gate, GateError, Request, Said};
 use tollgate::http::error::ApiError;
 
 use super::*;
@@ -40,10 +40,11 @@ fn consume(customer: &str) -> Request {
         customer_id: customer.parse().unwrap(),
         feature_id: "ai_runs".parse().unwrap(),
         entity_id: None,
-        value: 1,
+        value: None,
         intent: Intent::Consume,
+        hold_seconds: 0,
         key: None,
-        properties: None,
+        said: Said::default(),
         customer_data: None,
     }
 }

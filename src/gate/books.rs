@@ -1,0 +1,145 @@
+//! What the gate knows of customers while it decides: who they are, what they may use, and how
+//! much they have used.
+//!
+//! On SQLite one process owns the file, so what it has read stays true until it writes something
+//! else: the books are kept from batch to batch, and a run by a customer that is in them costs no
+//! read. On PostgreSQL other replicas write too, so nothing is kept and every batch reads anew.
+//! The rules that decide are the same, and do not know which of the two it is.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::clock::Timestamp;
+use crate::domain::customer::Customer;
+use crate::domain::ids::{CustomerId, FeatureId};
+use crate::domain::quota::Quotas;
+use crate::domain::usage::Counter;
+use crate::store::usage::CounterKey;
+
+/// How many customers one of the two generations holds. A customer with its counter takes about a
+/// kilobyte, so that both take some 60 MB at most.
+const GENERATION: usize = 30_000;
+
+/// One customer, as of the last time anyone wrote it.
+pub(super) struct Account {
+    pub customer: Customer,
+    pub quotas: HashMap<FeatureId, Quotas>,
+    counters: Vec<(CounterKey, Entry)>,
+}
+
+/// A counter, with the end of its period.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub period_end: Timestamp,
+    pub counter: Counter,
+}
+
+impl Account {
+    pub fn new(customer: Customer) -> Self {
+        Self { customer, quotas: HashMap::new(), counters: Vec::new() }
+    }
+
+    pub fn entry(&self, key: &CounterKey) -> Option<&Entry> {
+        self.counters.iter().find(|(known, _)| known == key).map(|(_, entry)| entry)
+    }
+
+    pub fn put(&mut self, key: &CounterKey, entry: Entry) {
+        match self.counters.iter_mut().find(|(known, _)| known == key) {
+            Some((_, known)) => *known = entry,
+            None => self.counters.push((key.clone(), entry)),
+        }
+    }
+}
+
+/// The accounts that are known. The least recently used are forgotten, a generation at a time.
+#[derive(Default)]
+pub(super) struct Books {
+    young: HashMap<CustomerId, Account>,
+    old: HashMap<CustomerId, Account>,
+}
+
+impl Books {
+    /// Forgets what others may have changed; everything, if that is not known.
+    pub fn forget(&mut self, changed: Option<HashSet<CustomerId>>) {
+        match changed {
+            None => *self = Self::default(),
+            Some(ids) => {
+                for id in &ids {
+                    self.young.remove(id);
+                    self.old.remove(id);
+                }
+            }
+        }
+    }
+
+    /// Whether the customer is known; one that is stays so for the length of this batch.
+    pub fn recall(&mut self, id: &CustomerId) -> bool {
+        if let Some(account) = self.old.remove(id) {
+            self.young.insert(id.clone(), account);
+        }
+        self.young.contains_key(id)
+    }
+
+    pub fn get(&self, id: &CustomerId) -> Option<&Account> {
+        self.young.get(id)
+    }
+
+    pub fn get_mut(&mut self, id: &CustomerId) -> Option<&mut Account> {
+        self.young.get_mut(id)
+    }
+
+    pub fn insert(&mut self, account: Account) {
+        self.young.insert(account.customer.id.clone(), account);
+    }
+
+    /// Makes room between two batches.
+    pub fn age(&mut self) {
+        if self.young.len() > GENERATION {
+            self.old = std::mem::take(&mut self.young);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::customer::{Profile, Tier};
+
+    fn account(id: &str) -> Account {
+        let now = Timestamp::from_seconds(0);
+        Account::new(Customer {
+            id: id.parse().unwrap(),
+            profile: Profile::default(),
+            stripe_customer_id: None,
+            created_at: now,
+            tier: Tier::initial(now),
+            terms_version: None,
+            has_quotas: false,
+            revision: 1,
+        })
+    }
+
+    #[test]
+    fn who_was_changed_by_others_is_forgotten_and_everyone_if_that_is_not_known() {
+        let mut books = Books::default();
+        for id in ["ann", "bob"] {
+            books.insert(account(id));
+        }
+        books.forget(Some(HashSet::from(["ann".parse().unwrap()])));
+        assert!(!books.recall(&"ann".parse().unwrap()) && books.recall(&"bob".parse().unwrap()));
+        books.forget(None);
+        assert!(!books.recall(&"bob".parse().unwrap()));
+    }
+
+    #[test]
+    fn who_asks_often_is_remembered_and_the_others_make_room() {
+        let mut books = Books::default();
+        let regular: CustomerId = "regular".parse().unwrap();
+        books.insert(account("regular"));
+        for n in 0..4 * GENERATION {
+            books.insert(account(&format!("passer-by-{n}")));
+            books.age();
+            assert!(n % 1000 != 0 || books.recall(&regular));
+        }
+        assert!(books.young.len() + books.old.len() <= 2 * (GENERATION + 1));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the gate is asked, every field checked for its form.
+
+use crate::domain::credit::{CreditError, credits_drawn};
+use crate::domain::customer::Profile;
+use crate::domain::decision::Intent;
+use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, ReservationId};
+use crate::domain::plan::Catalog;
+use crate::domain::run::RunFacts;
+
+/// A question to the gate, or a run to count.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub customer_id: CustomerId,
+    pub feature_id: FeatureId,
+    pub entity_id: Option<EntityId>,
+    /// Units, 1 to `domain::usage::MAX_QUANTITY`; `None` leaves it to [`Said`] or is one.
+    pub value: Option<i64>,
+    pub intent: Intent,
+    /// How long units are held; only of interest to [`Intent::Reserve`].
+    pub hold_seconds: u32,
+    /// With a key, this request's answer is remembered for ever.
+    pub key: Option<RequestKey>,
+    pub said: Said,
+    /// Creates the customer if it is unknown.
+    pub customer_data: Option<Profile>,
+}
+
+/// What the caller says of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// Model and tokens.
+    pub run: RunFacts,
+    /// All else, as a JSON object.
+    pub properties: Option<String>,
+}
+
+/// The caller's idempotency key, and a hash of all it asked under it.
+#[derive(Debug, Clone)]
+pub struct RequestKey {
+    pub key: IdempotencyKey,
+    pub request_hash: String,
+}
+
+/// The end of a run that units were held for.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    pub reservation_id: ReservationId,
+    /// [`Intent::Commit`] or [`Intent::Release`].
+    pub intent: Intent,
+    /// Units, 0 to `domain::usage::MAX_QUANTITY`; `None` leaves it to [`Said`] or is what was held.
+    pub value: Option<i64>,
+    pub said: Said,
+    pub request_hash: String,
+}
+
+/// What the writer takes.
+#[derive(Debug, Clone)]
+pub(super) enum Ask {
+    Run(Request),
+    Settle(Settlement),
+}
+
+/// The units a run takes: those the caller states, else the credits its model and tokens draw if
+/// the feature is counted so, else `otherwise`. A stated number wins, because an estimate is
+/// the caller's to make.
+///
+/// # Errors
+/// When the run's credits cannot be told.
+pub fn units_of(
+    catalog: &Catalog,
+    feature_id: &FeatureId,
+    stated: Option<i64>,
+    run: &RunFacts,
+    otherwise: i64,
+) -> Result<i64, CreditError> {
+    match (stated, catalog.credits.get(feature_id)) {
+        (Some(units), _) => Ok(units),
+        // Who says nothing of the run asks whether there is any balance at all.
+        (None, Some(table)) if *run != RunFacts::default() => credits_drawn(table, run),
+        (None, _) => Ok(otherwise),
+    }
+}

@@ -1,0 +1,242 @@
+//! Statements that take a whole set of rows, so that a batch costs a handful of statements however
+//! many runs are in it.
+//!
+//! The two databases take a set in different ways by necessity. PostgreSQL reads it from one JSON
+//! parameter, so that there is one statement to plan. SQLite would parse that JSON once for each
+//! value it takes out, which was measured to cost more than the insert itself; so it gets a parameter
+//! for each value, in statements of a few fixed sizes. What is not bound is NULL there, so a set that
+//! is smaller than its statement ends with rows of nothing, which are left out again.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection};
+
+use super::{Dialect, Kind, Result, assembled};
+
+/// One value of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cell<'a> {
+    Text(Cow<'a, str>),
+    Int(i64),
+    NullText,
+    NullInt,
+}
+
+impl<'a> Cell<'a> {
+    pub(crate) fn text(text: impl Into<Cow<'a, str>>) -> Self {
+        Self::Text(text.into())
+    }
+
+    pub(crate) fn text_or_null(text: Option<impl Into<Cow<'a, str>>>) -> Self {
+        text.map_or(Self::NullText, Self::text)
+    }
+
+    pub(crate) fn int_or_null(number: Option<i64>) -> Self {
+        number.map_or(Self::NullInt, Self::Int)
+    }
+}
+
+/// A column's name and type.
+pub(crate) type Column = (&'static str, Kind);
+
+/// How many rows one statement of SQLite takes: a set goes into the smallest it fits, and one that
+/// fits none is cut.
+const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
+
+/// A statement over a set of rows.
+pub(crate) struct SetStatement {
+    dialect: Dialect,
+    columns: &'static [Column],
+    /// One for each of [`SIZES`] on SQLite, the one there is on PostgreSQL.
+    texts: Vec<Arc<str>>,
+}
+
+impl SetStatement {
+    /// The statement `before`, the row set with these columns, `after`. Both are constants of the
+    /// program or parts of [`Dialect`], never input.
+    pub(crate) fn new(
+        dialect: Dialect,
+        columns: &'static [Column],
+        before: &str,
+        after: &str,
+    ) -> Self {
+        debug_assert!(!columns.is_empty(), "the first column is what tells a row from none");
+        let text = |set: String| Arc::from(format!("{before} {set} AS w {after}"));
+        let texts = match dialect {
+            Dialect::Sqlite => SIZES.iter().map(|size| text(values(columns, *size))).collect(),
+            Dialect::Postgres => vec![text(recordset(columns))],
+        };
+        Self { dialect, columns, texts }
+    }
+
+    /// Inserts rows into `table`; `after` says what happens to those that are there already.
+    pub(crate) fn insert(
+        dialect: Dialect,
+        table: &str,
+        columns: &'static [Column],
+        after: &str,
+    ) -> Self {
+        let names = names(columns);
+        // SQLite would take the ON of a conflict clause for a join's without the WHERE.
+        let (before, after) = (
+            format!("INSERT INTO {table} ({names}) SELECT {names} FROM"),
+            format!("WHERE true {after}"),
+        );
+        Self::new(dialect, columns, &before, &after)
+    }
+
+    pub(crate) async fn execute(
+        &self,
+        connection: &mut AnyConnection,
+        rows: &[Vec<Cell<'_>>],
+    ) -> Result<()> {
+        for query in self.queries(rows) {
+            query.execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn fetch(
+        &self,
+        connection: &mut AnyConnection,
+        rows: &[Vec<Cell<'_>>],
+    ) -> Result<Vec<AnyRow>> {
+        let mut found = Vec::new();
+        for query in self.queries(rows) {
+            found.extend(query.fetch_all(&mut *connection).await?);
+        }
+        Ok(found)
+    }
+
+    fn queries(&self, rows: &[Vec<Cell<'_>>]) -> Vec<Query<'static, Any, AnyArguments>> {
+        if self.dialect == Dialect::Postgres {
+            let all = sqlx::query(assembled(self.texts[0].clone())).bind(json(rows));
+            return if rows.is_empty() { Vec::new() } else { vec![all] };
+        }
+        debug_assert!(rows.iter().all(|row| row.len() == self.columns.len()));
+        let cut = rows.chunks(SIZES[SIZES.len() - 1]);
+        cut.map(|rows| {
+            let fits = SIZES.iter().position(|size| rows.len() <= *size);
+            let text = &self.texts[fits.unwrap_or(SIZES.len() - 1)];
+            rows.iter().flatten().fold(sqlx::query(assembled(text.clone())), bind)
+        })
+        .collect()
+    }
+}
+
+pub(crate) fn names(columns: &[Column]) -> String {
+    columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}
+
+fn bind(
+    query: Query<'static, Any, AnyArguments>,
+    cell: &Cell<'_>,
+) -> Query<'static, Any, AnyArguments> {
+    match cell {
+        Cell::Text(text) => query.bind(text.clone().into_owned()),
+        Cell::Int(number) => query.bind(*number),
+        Cell::NullText => query.bind(None::<String>),
+        Cell::NullInt => query.bind(None::<i64>),
+    }
+}
+
+fn values(columns: &[Column], rows: usize) -> String {
+    let width = columns.len();
+    let named: Vec<_> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| format!("column{} AS {name}", at + 1))
+        .collect();
+    // Marks without a number are the quickest to bind.
+    let row = format!("({})", vec!["?"; width].join(", "));
+    let rows = vec![row; rows].join(", ");
+    format!("(SELECT {} FROM (VALUES {rows}) WHERE column1 IS NOT NULL)", named.join(", "))
+}
+
+/// The keys of the JSON are numbers: their names would be most of its length.
+fn recordset(columns: &[Column]) -> String {
+    let named: Vec<_> =
+        columns.iter().enumerate().map(|(at, (name, _))| format!("\"{at}\" AS {name}")).collect();
+    let typed: Vec<_> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (_, kind))| match kind {
+            Kind::Text => format!("\"{at}\" TEXT"),
+            Kind::BigInt => format!("\"{at}\" BIGINT"),
+        })
+        .collect();
+    format!(
+        "(SELECT {} FROM json_to_recordset(CAST($1 AS json)) AS r({}))",
+        named.join(", "),
+        typed.join(", ")
+    )
+}
+
+fn json(rows: &[Vec<Cell<'_>>]) -> String {
+    let mut out = String::with_capacity(rows.len() * 256);
+    out.push('[');
+    for (n, row) in rows.iter().enumerate() {
+        out.push_str(if n == 0 { "{" } else { ",{" });
+        let mut first = true;
+        for (at, cell) in row.iter().enumerate() {
+            if matches!(cell, Cell::NullText | Cell::NullInt) {
+                continue;
+            }
+            let comma = if first { "" } else { "," };
+            first = false;
+            // Writing to a String cannot fail.
+            let _ = match cell {
+                Cell::Int(number) => write!(out, "{comma}\"{at}\":{number}"),
+                Cell::Text(text) => {
+                    write!(out, "{comma}\"{at}\":{}", serde_json::Value::from(text.as_ref()))
+                }
+                Cell::NullText | Cell::NullInt => Ok(()),
+            };
+        }
+        out.push('}');
+    }
+    out.push(']');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLUMNS: &[Column] = &[("name", Kind::Text), ("units", Kind::BigInt)];
+
+    #[test]
+    fn a_set_goes_into_one_statement_until_it_fits_none() {
+        let statement = SetStatement::new(Dialect::Sqlite, COLUMNS, "SELECT * FROM", "");
+        let queries = |rows| statement.queries(&vec![vec![Cell::text("a"), Cell::Int(1)]; rows]);
+        for (rows, statements) in [(0, 0), (1, 1), (5, 1), (256, 1), (257, 2), (600, 3)] {
+            assert_eq!(queries(rows).len(), statements, "{rows}");
+        }
+    }
+
+    #[test]
+    fn json_leaves_out_nulls_and_escapes_text() {
+        let rows = [vec![Cell::text("a\"b"), Cell::NullInt], vec![Cell::NullText, Cell::Int(-3)]];
+        assert_eq!(json(&rows), r#"[{"0":"a\"b"},{"1":-3}]"#);
+    }
+
+    #[test]
+    fn each_database_gets_its_own_words() {
+        let text = |dialect| {
+            let texts = SetStatement::insert(dialect, "t", COLUMNS, "ON CONFLICT DO NOTHING").texts;
+            texts.into_iter().next()
+        };
+        assert_eq!(
+            text(Dialect::Sqlite).as_deref(),
+            Some(
+                "INSERT INTO t (name, units) SELECT name, units FROM (SELECT column1 AS name, \
+                 column2 AS units FROM (VALUES (?, ?)) WHERE column1 IS NOT NULL) AS w WHERE true ON CONFLICT DO NOTHING"
+            )
+        );
+        assert!(text(Dialect::Postgres).unwrap().contains("json_to_recordset(CAST($1 AS json))"));
+    }
+}
