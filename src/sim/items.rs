@@ -27,9 +27,9 @@ pub(super) struct ItemChange {
     pub metadata: Option<MetadataChange>,
 }
 
-pub(super) fn read_items(params: &mut Params, name: &str) -> Result<Vec<ItemChange>, ApiError> {
+pub(super) fn read_items(params: &mut Params) -> Result<Vec<ItemChange>, ApiError> {
     let mut changes = Vec::new();
-    for mut item in params.sections(name)? {
+    for mut item in params.sections("items")? {
         changes.push(ItemChange {
             path: item.path().to_owned(),
             id: item.text("id")?,

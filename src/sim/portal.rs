@@ -58,7 +58,8 @@ pub(super) fn create_configuration(
         "created": call.now_s(),
         "default_return_url": null,
         "features": default_features(),
-        "is_default": call.state.portal_configurations.iter().next().is_none(),
+        // Only what is saved in the Dashboard is the default.
+        "is_default": false,
         "livemode": false,
         "login_page": { "enabled": false, "url": null },
         "metadata": {},
@@ -493,6 +494,21 @@ fn change_price(
 }
 
 impl Simulator {
+    /// Makes a portal configuration the default, as saving the portal's settings in the Dashboard
+    /// does. Fails if there is no such configuration.
+    pub fn set_default_portal(&self, configuration: &str) -> anyhow::Result<()> {
+        self.with_call(|call| {
+            let found = call.state.portal_configurations.get(configuration).is_some();
+            anyhow::ensure!(found, "there is no portal configuration {configuration}");
+            let rows: Vec<Value> = call.state.portal_configurations.iter().cloned().collect();
+            for mut row in rows {
+                row["is_default"] = (text(&row, "id") == configuration).into();
+                call.state.portal_configurations.put(row);
+            }
+            Ok(())
+        })
+    }
+
     /// The customer follows a portal session's deep link and confirms what it shows. Fails if there
     /// is no such session or nothing to confirm.
     pub fn confirm_portal(&self, id: &str) -> anyhow::Result<()> {

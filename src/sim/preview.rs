@@ -102,7 +102,7 @@ fn next_lines(call: &Call<'_>, subscription: &mut Subscription) -> Vec<Line> {
 fn of_new(call: &mut Call<'_>, customer: String, mut details: Params) -> Result<Value, ApiError> {
     call.customer(&customer, "customer")?;
     call.enter_time_of(&customer);
-    let wanted = read_items(&mut details, "items")?;
+    let wanted = read_items(&mut details)?;
     if wanted.is_empty() {
         return Err(ApiError::missing("subscription_details[items]"));
     }

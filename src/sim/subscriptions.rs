@@ -113,7 +113,7 @@ pub(super) fn create(call: &mut Call<'_>, mut params: Params) -> Result<Value, A
     let customer = params.required_text("customer")?;
     call.enter_time_of(&customer);
     let now_s = call.now_s();
-    let wanted = read_items(&mut params, "items")?;
+    let wanted = read_items(&mut params)?;
     if wanted.is_empty() {
         return Err(params.missing("items"));
     }
@@ -211,7 +211,9 @@ pub(super) fn start(
     let lines = first_lines(call, &subscription);
     let owes = lines.iter().any(|line| line.amount > 0);
     let automatic = subscription.collection_method == "charge_automatically";
-    payments::check_can_pay(call, &subscription)?;
+    if owes && behavior != "default_incomplete" {
+        payments::check_can_pay(call, &subscription)?;
+    }
     let outcome = match payments::outcome(call, &subscription) {
         outcome if owes && automatic => outcome,
         _ => Outcome::Paid,

@@ -62,7 +62,7 @@ pub(super) fn read_changes(params: &mut Params, now_s: i64) -> Result<Update, Ap
         anchor.finish(&[])?;
     }
     Ok(Update {
-        items: read_items(params, "items")?,
+        items: read_items(params)?,
         at_period_end: params.boolean("cancel_at_period_end")?,
         cancel_at_s: read_cancel_at(params, now_s)?,
         trial_end_s: read_trial_end(params, now_s)?,
@@ -304,7 +304,7 @@ fn credits(call: &Call<'_>, before: &Subscription, after: &Subscription, from_s:
     let flexible = before.billing_mode == "flexible";
     gone.filter(|item| item.quantity.is_some() || flexible)
         .map(|item| match item.quantity {
-            None => full_line(call.state, item, (item.usage_from_s, from_s)),
+            None => full_line(call.state, item, (item.usage_from_s, call.now_s())),
             Some(_) => {
                 let mut line = remaining(call, item, from_s);
                 line.amount = -line.amount;

@@ -19,7 +19,7 @@ impl Desk {
         self.make("/v1/checkout/sessions", &form).await
     }
 
-    /// A portal configuration that lets customers move between all prices.
+    /// A default portal configuration that lets customers move between two prices.
     async fn configuration(&self, more: &[(&str, &str)]) -> Value {
         let mut form: Vec<(String, String)> = vec![
             ("features[subscription_update][enabled]".into(), "true".into()),
@@ -38,7 +38,9 @@ impl Desk {
         let mut pairs: Vec<(&str, &str)> =
             form.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         pairs.extend_from_slice(more);
-        self.make("/v1/billing_portal/configurations", &pairs).await
+        let made = self.make("/v1/billing_portal/configurations", &pairs).await;
+        self.sim.set_default_portal(&id(&made)).unwrap();
+        made
     }
 
     async fn deep_link(&self, subscription: &Value, price: &str) -> Reply {
@@ -146,7 +148,7 @@ async fn a_deep_link_upgrades_and_shows_a_declined_card_instead() {
     let desk = desk().await;
     let subscription = desk.subscribe("starter_monthly", &[]).await;
     let pro = desk.price("pro_monthly").await;
-    assert_eq!(desk.deep_link(&subscription, &pro).await.status, 400, "no configuration yet");
+    assert_eq!(desk.deep_link(&subscription, &pro).await.status, 400, "no default configuration");
     desk.configuration(&[]).await;
     let session = desk.deep_link(&subscription, &pro).await.json;
     let customer = subscription["customer"].as_str().unwrap();
