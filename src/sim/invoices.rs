@@ -8,10 +8,10 @@ use super::answer::ApiError;
 use super::decimal::Decimal;
 use super::events::record;
 use super::life::{self, Item, Status, Subscription};
-use super::meters;
 use super::params::Params;
 use super::payments::{self, Outcome};
 use super::state::{Call, Due, Page, State, text};
+use super::{meters, webhooks};
 
 /// How long a renewal's invoice stays open for late usage.
 pub(super) const DRAFT_FOR_S: i64 = 3600;
@@ -259,6 +259,23 @@ pub(super) fn add_up(invoice: &mut Value) {
     }
     invoice["amount_due"] = total.max(0).into();
     invoice["amount_remaining"] = total.max(0).into();
+}
+
+/// Closes a draft whose hour is over, unless an endpoint has refused to hear that it was drafted:
+/// then Stripe waits for it, up to three days.
+pub(super) fn finalize_when_told(call: &mut Call<'_>, id: &str) {
+    const LONGEST_S: i64 = 3 * DAY_S;
+    let Some(mut invoice) = call.state.invoices.get(id).cloned() else { return };
+    let age_s = call.now_s() - invoice["created"].as_i64().unwrap_or_default();
+    if age_s >= LONGEST_S || !webhooks::was_refused(call.state, "invoice.created", id) {
+        finalize(call, id);
+        return;
+    }
+    let again_at_s = call.now_s() + DRAFT_FOR_S;
+    invoice["automatically_finalizes_at"] = again_at_s.into();
+    let customer = text(&invoice, "customer").to_owned();
+    call.state.invoices.put(invoice);
+    call.state.timetable_of(&customer).insert((again_at_s, Due::Invoice(id.to_owned())));
 }
 
 /// Closes a draft for good and, if the customer pays automatically, has it paid.

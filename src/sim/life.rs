@@ -496,7 +496,7 @@ pub(super) fn run(call: &mut Call<'_>, due: Due) {
                 take_next_step(call, subscription);
             }
         }
-        Due::Invoice(id) => invoices::finalize(call, &id),
+        Due::Invoice(id) => invoices::finalize_when_told(call, &id),
         Due::Retry(id) => invoices::charge(call, &id),
         Due::Checkout(id) => checkout::lapse(call, &id),
         Due::Schedule(id) => schedules::take_next_step(call, &id),

@@ -155,6 +155,15 @@ pub(super) fn take_due(state: &mut State, now: Timestamp) -> Vec<Posting> {
     postings
 }
 
+/// Whether an endpoint was told of an event of this kind about this object, and did not take it.
+pub(super) fn was_refused(state: &State, kind: &str, object: &str) -> bool {
+    let about = |event: &&Value| event["type"] == kind && event["data"]["object"]["id"] == object;
+    let Some(event) = state.events.iter().rev().find(about) else { return false };
+    let rows = state.deliveries.rows.iter().rev();
+    let mut rows = rows.filter(|row| row.event == text(event, "id"));
+    rows.any(|row| row.attempts > 0 && row.outcome != Outcome::Delivered)
+}
+
 fn is_enabled(endpoint: &&Value) -> bool {
     endpoint["status"] == "enabled"
 }
