@@ -17,6 +17,7 @@ use tollgate::entropy::Entropy;
 use tollgate::jobs::Job;
 use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
+use super::judge;
 use super::postgres::TestDb;
 use super::smtp_sink::SmtpSink;
 
@@ -371,6 +372,12 @@ impl World {
     /// The subjects of the mails received so far, in order.
     pub fn subjects(&self) -> Vec<String> {
         self.mail.mails().into_iter().map(|mail| mail.subject).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        judge::hold(&self.sim);
     }
 }
 
