@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::domain::link::Links;
 use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
-use crate::gate::Gate;
+use crate::gate::{Gate, terms};
 use crate::http::auth::KeyRing;
 use crate::http::server::serve;
 use crate::http::{Daemon, router};
@@ -190,9 +190,7 @@ pub async fn start(
     let address = listener.local_addr()?;
     let links =
         Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
-    let mut tx = store.begin().await?;
-    let version = tx.activate_plans(&source).await?;
-    tx.commit().await?;
+    let version = terms::activate(&store, &entropy, &source, &catalog).await?;
     let replica_id = entropy.id("replica", clock.now()).into();
     let app = App::new(Shared {
         clock,

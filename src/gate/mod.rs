@@ -18,6 +18,7 @@ mod settle;
 pub mod expiry;
 pub mod outage;
 pub mod quotas;
+pub mod terms;
 pub mod windows;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

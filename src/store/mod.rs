@@ -324,6 +324,11 @@ impl Tx {
         self.changed.set().replace(HashSet::new())
     }
 
+    /// The same for everyone.
+    fn changes_all(&self) {
+        *self.changed.set() = None;
+    }
+
     /// The same for customers whose rows were locked as a set.
     pub fn note_changes<'i>(&self, ids: impl IntoIterator<Item = &'i CustomerId>) {
         ids.into_iter().for_each(|id| self.changes(id));

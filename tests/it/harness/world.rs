@@ -18,6 +18,7 @@ use tollgate::gate::quotas::{self, Change, ChangeError};
 use tollgate::jobs::Job;
 use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
+use super::judge;
 use super::postgres::TestDb;
 use super::smtp_sink::SmtpSink;
 
@@ -396,6 +397,12 @@ impl World {
     /// The subjects of the mails received so far, in order.
     pub fn subjects(&self) -> Vec<String> {
         self.mail.mails().into_iter().map(|mail| mail.subject).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        judge::hold(&self.sim);
     }
 }
 
