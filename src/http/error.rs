@@ -46,6 +46,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
+    /// 404: the plans file in force has no such feature.
+    pub fn unknown_feature() -> Self {
+        Self::not_found("unknown_feature", "feature_id is not a feature of the plans file")
+            .param("feature_id")
+    }
+
+    /// 409: one key, two requests.
+    pub fn key_reused() -> Self {
+        let message =
+            "idempotency_key was used with another request; use a new key for a new request";
+        Self::new(StatusCode::CONFLICT, "idempotency_key_reused", message).param("idempotency_key")
+    }
+
     /// As the contract words it.
     pub fn body(&self) -> Value {
         json!({"error": {"code": self.code, "message": self.message, "param": self.param}})
@@ -78,16 +91,8 @@ impl From<GateError> for ApiError {
     fn from(error: GateError) -> Self {
         match error {
             GateError::UnknownCustomer => unknown_customer(),
-            GateError::UnknownFeature => {
-                Self::not_found("unknown_feature", "feature_id is not a feature of the plans file")
-                    .param("feature_id")
-            }
-            GateError::KeyReused => Self::new(
-                StatusCode::CONFLICT,
-                "idempotency_key_reused",
-                "idempotency_key was used with another request; use a new key for a new request",
-            )
-            .param("idempotency_key"),
+            GateError::UnknownFeature => Self::unknown_feature(),
+            GateError::KeyReused => Self::key_reused(),
             GateError::UnknownReservation => {
                 Self::not_found("unknown_reservation", "there is no such reservation")
                     .param("reservation_id")

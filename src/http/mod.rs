@@ -9,6 +9,7 @@ pub mod error;
 pub mod json;
 pub mod ops;
 pub mod pages;
+pub mod quotas;
 pub mod server;
 pub mod webhook;
 
@@ -19,7 +20,7 @@ use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::app::App;
@@ -53,6 +54,14 @@ pub fn router(daemon: Daemon) -> Router {
         .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_api_key));
     let admin = Router::new()
         .route("/admin/api/v1/customers/{id}/sync", post(admin::sync))
+        .route("/admin/api/v1/customers/{id}/quotas", get(quotas::get))
+        .route(
+            "/admin/api/v1/customers/{id}/overrides/{feature_id}",
+            put(quotas::set_override).delete(quotas::clear_override),
+        )
+        .route("/admin/api/v1/customers/{id}/grants", post(quotas::grant))
+        .route("/admin/api/v1/customers/{id}/grants/{grant_id}", delete(quotas::revoke))
+        .route("/admin/api/v1/customers/{id}/terms", put(quotas::keep_terms))
         .route("/admin/api/v1/audit", get(admin::audit))
         .route("/admin/api/v1/notices", get(admin::notices))
         .route("/admin/api/v1/inbox", get(admin::inbox))

@@ -15,6 +15,7 @@ mod notices;
 mod pages;
 mod plans;
 mod process;
+mod quotas;
 mod sandbox;
 mod simulator;
 mod store;
