@@ -11,6 +11,7 @@ pub mod ops;
 pub mod pages;
 pub mod quotas;
 pub mod server;
+pub mod usage;
 pub mod webhook;
 
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub fn router(daemon: Daemon) -> Router {
             "/v1/customers/{id}",
             put(customers::put).get(customers::get).delete(customers::delete),
         )
+        .route("/v1/customers/{id}/usage", get(usage::get))
         .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_api_key));
     let admin = Router::new()
         .route("/admin/api/v1/customers/{id}/sync", post(admin::sync))

@@ -9,6 +9,7 @@ mod bad_input;
 mod cli;
 mod deploy;
 mod gate;
+mod history;
 mod logs;
 mod mail;
 mod notices;
