@@ -6,6 +6,7 @@
 //! was drawn stays granted in its period, so that an expiry never turns counted runs into overrun.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::domain::ids::PlanId;
@@ -36,7 +37,9 @@ impl Override {
 }
 
 /// Whether a grant is used before the plan's allowance or after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DrawOrder {
     Before,

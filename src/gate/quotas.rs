@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::batch::{counter_key, notice};
 use super::terms_of;
@@ -60,7 +61,8 @@ pub struct NewOverride {
 }
 
 /// What happens at an own quota's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum Kind {
     Hard,
     Soft,

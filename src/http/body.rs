@@ -132,18 +132,25 @@ impl Fields {
         }
     }
 
-    /// The fields of a query string; one that is there and empty is as good as absent.
+    /// The fields of a query string.
     pub fn query(query: Pairs) -> Result<Self, ApiError> {
         let Query(pairs) =
             query.map_err(|_| ApiError::malformed("the query string cannot be read"))?;
         let mut fields = Map::new();
-        for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (name, value) in pairs {
             if fields.contains_key(&name) {
                 return Err(twice(&name));
             }
             fields.insert(name, Value::String(value));
         }
         Ok(Self { fields, path: String::new() })
+    }
+
+    /// Leaves out what is there and empty, as a form sends a filter that nobody filled in.
+    #[must_use]
+    pub fn without_empty(mut self) -> Self {
+        self.fields.retain(|_, value| *value != "");
+        self
     }
 
     fn name(&self, field: &str) -> String {

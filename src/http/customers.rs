@@ -6,46 +6,56 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Daemon;
+use super::bodies::PutCustomerBody;
 use super::body::{Body, CustomerPath, Fields};
-use super::error::{ApiError, unknown_customer};
+use super::error::{ApiError, ErrorBody, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
 use crate::domain::customer::{Customer, Profile};
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
 use crate::domain::plan::Plan;
+use crate::gate::quotas::Kind;
 use crate::gate::{Request, Said, create_customer, terms_of, windows};
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CustomerBody {
     customer_id: CustomerId,
+    #[schema(required)]
     email: Option<String>,
+    #[schema(required)]
     name: Option<String>,
+    #[schema(required)]
     stripe_customer_id: Option<String>,
+    #[schema(required)]
     plan_id: Option<PlanId>,
     /// The version of the plans file whose limits it keeps; null for the one in force.
+    #[schema(required)]
     terms_version: Option<i64>,
+    #[schema(required)]
     subscription: Option<SubscriptionBody>,
     period: Bounds,
     features: Vec<FeatureBody>,
     created_at: Timestamp,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct SubscriptionBody {
     id: String,
     status: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct FeatureBody {
     feature_id: FeatureId,
     /// The customer's own quota, if one holds in place of the plan's.
     #[serde(rename = "override")]
+    #[schema(required)]
     own: Option<OwnQuotaBody>,
     /// Units that one-off grants have left; they are part of the balance.
     grants_left: i64,
@@ -55,11 +65,14 @@ struct FeatureBody {
 }
 
 /// A quota that a customer has of its own.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct OwnQuotaBody {
+    #[schema(value_type = Kind)]
     enforcement: &'static str,
     /// Units; null if unlimited.
+    #[schema(required)]
     granted: Option<i64>,
+    #[schema(required)]
     ends_at: Option<Timestamp>,
 }
 
@@ -71,6 +84,18 @@ struct Changes {
 }
 
 /// Creates the customer on the default plan, or changes what the body names.
+#[utoipa::path(put, path = "/v1/customers/{id}", tag = "customers", operation_id = "put_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    request_body = Option<PutCustomerBody>,
+    responses(
+        (status = 200, description = "The customer as it is now", body = CustomerBody, links(
+            ("get" = (operation_id = "get_customer", parameters(("id" = "$request.path.id")))),
+            ("delete" = (operation_id = "delete_customer", parameters(("id" = "$request.path.id")))),
+            ("grant" = (operation_id = "grant", parameters(("id" = "$request.path.id")))),
+        )),
+        (status = 404, description = "The customer was deleted meanwhile", body = ErrorBody),
+        (status = 409, description = "Another customer has this Stripe customer", body = ErrorBody),
+    ))]
 pub async fn put(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -116,6 +141,13 @@ pub async fn put(
     show(&daemon, &id).await
 }
 
+/// Who the customer is, and what it has left of each feature.
+#[utoipa::path(get, path = "/v1/customers/{id}", tag = "customers", operation_id = "get_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    responses(
+        (status = 200, description = "The customer", body = CustomerBody),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn get(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -124,6 +156,12 @@ pub async fn get(
 }
 
 /// Forgets who the customer is; its usage stays in the books without a name.
+#[utoipa::path(delete, path = "/v1/customers/{id}", tag = "customers", operation_id = "delete_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    responses(
+        (status = 204, description = "Forgotten"),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn delete(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,

@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::credit::CreditError;
 use crate::gate::GateError;
@@ -16,6 +17,25 @@ pub struct ApiError {
     pub status: StatusCode,
     pub code: &'static str,
     pub message: String,
+    pub param: Option<String>,
+}
+
+/// An error as it goes out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"error": {"code": "invalid_value",
+    "message": "required_balance must be an integer from 1 to 1000000000", "param": "required_balance"}}))]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// A word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// The field, the header or the part of the path that is at fault.
+    #[schema(required)]
     pub param: Option<String>,
 }
 
@@ -60,8 +80,9 @@ impl ApiError {
     }
 
     /// As the contract words it.
-    pub fn body(&self) -> Value {
-        json!({"error": {"code": self.code, "message": self.message, "param": self.param}})
+    pub fn body(&self) -> ErrorBody {
+        let (message, param) = (self.message.clone(), self.param.clone());
+        ErrorBody { error: ErrorDetail { code: self.code, message, param } }
     }
 
     /// 503: try again soon.

@@ -3,10 +3,13 @@
 pub mod admin;
 pub mod api;
 pub mod auth;
+pub mod bodies;
 pub mod body;
 pub mod customers;
+pub mod docs;
 pub mod error;
 pub mod json;
+pub mod openapi;
 pub mod ops;
 pub mod pages;
 pub mod quotas;
@@ -21,8 +24,9 @@ use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::gate::Gate;
@@ -42,47 +46,65 @@ pub struct Daemon {
 
 /// All routes of the daemon.
 pub fn router(daemon: Daemon) -> Router {
-    let api = Router::new()
-        .route("/v1/check", post(api::check))
-        .route("/v1/track", post(api::track))
-        .route("/v1/track/batch", post(api::track_batch))
-        .route("/v1/reservations/{id}/commit", post(api::commit))
-        .route("/v1/reservations/{id}/release", post(api::release))
-        .route(
-            "/v1/customers/{id}",
-            put(customers::put).get(customers::get).delete(customers::delete),
-        )
-        .route("/v1/customers/{id}/usage", get(usage::get))
-        .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_api_key));
-    let admin = Router::new()
-        .route("/admin/api/v1/customers/{id}/sync", post(admin::sync))
-        .route("/admin/api/v1/customers/{id}/quotas", get(quotas::get))
-        .route(
-            "/admin/api/v1/customers/{id}/overrides/{feature_id}",
-            put(quotas::set_override).delete(quotas::clear_override),
-        )
-        .route("/admin/api/v1/customers/{id}/grants", post(quotas::grant))
-        .route("/admin/api/v1/customers/{id}/grants/{grant_id}", delete(quotas::revoke))
-        .route("/admin/api/v1/customers/{id}/terms", put(quotas::keep_terms))
-        .route("/admin/api/v1/audit", get(admin::audit))
-        .route("/admin/api/v1/notices", get(admin::notices))
-        .route("/admin/api/v1/inbox", get(admin::inbox))
-        .route("/admin/api/v1/outbox", get(admin::outbox))
-        .route("/admin/api/v1/jobs", get(admin::jobs))
-        .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_admin));
-    Router::new()
-        .merge(api)
-        .merge(admin)
-        .route("/webhooks/stripe", post(webhook::stripe))
-        .route("/upgrade", get(pages::upgrade))
-        .route("/usage", get(pages::usage))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics))
+    let api_key = middleware::from_fn_with_state(daemon.clone(), auth::require_api_key);
+    let admin_token = middleware::from_fn_with_state(daemon.clone(), auth::require_admin);
+    let (routes, _) = open()
+        .merge(product().route_layer(api_key))
+        .merge(support().route_layer(admin_token))
+        .split_for_parts();
+    routes
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(to_its_end))
         .with_state(daemon)
+}
+
+/// The same routes for the document's sake: nothing asks for credentials.
+fn documented() -> OpenApiRouter<Daemon> {
+    open().merge(product()).merge(support())
+}
+
+/// What the product calls with its API key.
+fn product() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(api::check))
+        .routes(routes!(api::track))
+        .routes(routes!(api::track_batch))
+        .routes(routes!(api::commit))
+        .routes(routes!(api::release))
+        .routes(routes!(customers::put, customers::get, customers::delete))
+        .routes(routes!(usage::get));
+    openapi::guarded(routes, openapi::API_KEY)
+}
+
+/// What support calls with the admin token.
+fn support() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(admin::sync))
+        .routes(routes!(quotas::get))
+        .routes(routes!(quotas::set_override, quotas::clear_override))
+        .routes(routes!(quotas::grant))
+        .routes(routes!(quotas::revoke))
+        .routes(routes!(quotas::keep_terms))
+        .routes(routes!(admin::audit))
+        .routes(routes!(admin::notices))
+        .routes(routes!(admin::inbox))
+        .routes(routes!(admin::outbox))
+        .routes(routes!(admin::jobs));
+    openapi::guarded(routes, openapi::ADMIN_TOKEN)
+}
+
+/// What bears its own authority, as Stripe's signature or a link's token, or needs none.
+fn open() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(webhook::stripe))
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz))
+        .routes(routes!(ops::metrics))
+        .routes(routes!(openapi::json))
+        .routes(routes!(docs::docs));
+    let pages = OpenApiRouter::new().routes(routes!(pages::upgrade)).routes(routes!(pages::usage));
+    openapi::fallible(routes).merge(pages)
 }
 
 /// Runs each request in a task of its own: a caller that hangs up must not stop a transaction

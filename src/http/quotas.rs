@@ -5,10 +5,12 @@ use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Daemon;
+use super::bodies::{GrantChange, OverrideChange, TermsChange};
 use super::body::{Body, CustomerPath, Fields};
-use super::error::{ApiError, unknown_customer};
+use super::error::{ApiError, ErrorBody, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::{CustomerId, FeatureId, IdempotencyKey, PlanId, derived_id};
@@ -24,12 +26,14 @@ const ACTOR: &str = "admin";
 pub const MAX_VERSION: i64 = 1_000_000_000;
 
 /// All that is particular to a customer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct QuotasBody {
     customer_id: CustomerId,
     /// The plan in force.
+    #[schema(required)]
     plan_id: Option<PlanId>,
     /// The version of the plans file whose limits the customer keeps; null for the one in force.
+    #[schema(required)]
     terms_version: Option<i64>,
     /// Its own quotas, in order of the feature.
     overrides: Vec<OverrideBody>,
@@ -38,24 +42,29 @@ pub struct QuotasBody {
 }
 
 /// A customer's own quota of a feature.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct OverrideBody {
     feature_id: FeatureId,
     /// The plan it was made for; on another one it sleeps.
+    #[schema(required)]
     plan_id: Option<PlanId>,
+    #[schema(value_type = Kind)]
     enforcement: &'static str,
     /// Units; null if unlimited.
+    #[schema(required)]
     granted: Option<i64>,
     /// Whether it holds now.
     in_force: bool,
     /// From this moment on the plan's own number holds again.
+    #[schema(required)]
     ends_at: Option<Timestamp>,
     created_at: Timestamp,
+    #[schema(required)]
     note: Option<String>,
 }
 
 /// A grant and what is left of it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct GrantBody {
     #[serde(flatten)]
     granted: GrantedBody,
@@ -67,20 +76,22 @@ pub struct GrantBody {
 }
 
 /// A grant as it was made, which never changes.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct GrantedBody {
     grant_id: String,
     feature_id: FeatureId,
     units: i64,
     /// Whether it is drawn before the plan's allowance or after it.
     draw: DrawOrder,
+    #[schema(required)]
     expires_at: Option<Timestamp>,
     created_at: Timestamp,
+    #[schema(required)]
     note: Option<String>,
 }
 
 /// What became of a grant.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantState {
     Live,
@@ -90,13 +101,20 @@ pub enum GrantState {
 }
 
 /// Which terms a customer keeps.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct TermsBody {
     customer_id: CustomerId,
+    #[schema(required)]
     terms_version: Option<i64>,
 }
 
 /// Everything that is particular to a customer.
+#[utoipa::path(get, path = "/admin/api/v1/customers/{id}/quotas", tag = "quotas", operation_id = "get_quotas",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    responses(
+        (status = 200, description = "Own quotas, grants and terms", body = QuotasBody),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn get(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -127,6 +145,16 @@ pub async fn get(
 }
 
 /// Sets the customer's own quota of a feature in place of its plan's number.
+#[utoipa::path(put, path = "/admin/api/v1/customers/{id}/overrides/{feature_id}", tag = "quotas", operation_id = "set_override",
+    params(
+        ("id" = CustomerId, Path, description = "The product's own id of the customer"),
+        ("feature_id" = FeatureId, Path),
+    ),
+    request_body = OverrideChange,
+    responses(
+        (status = 200, description = "The quota as it is now", body = OverrideBody),
+        (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
+    ))]
 pub async fn set_override(
     State(daemon): State<Daemon>,
     FeaturePath(id, feature_id): FeaturePath,
@@ -153,6 +181,15 @@ pub async fn set_override(
 }
 
 /// Takes the customer's own quota of a feature away: the plan's number holds again.
+#[utoipa::path(delete, path = "/admin/api/v1/customers/{id}/overrides/{feature_id}", tag = "quotas", operation_id = "clear_override",
+    params(
+        ("id" = CustomerId, Path, description = "The product's own id of the customer"),
+        ("feature_id" = FeatureId, Path),
+    ),
+    responses(
+        (status = 204, description = "Gone"),
+        (status = 404, description = "No such customer, or it has no quota of its own", body = ErrorBody),
+    ))]
 pub async fn clear_override(
     State(daemon): State<Daemon>,
     FeaturePath(id, feature_id): FeaturePath,
@@ -163,6 +200,18 @@ pub async fn clear_override(
 }
 
 /// Grants units once, on top of what the plan allows.
+#[utoipa::path(post, path = "/admin/api/v1/customers/{id}/grants", tag = "quotas", operation_id = "grant",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    request_body = GrantChange,
+    responses(
+        (status = 200, description = "The grant as it was made", body = GrantedBody, links(
+            ("revoke" = (operation_id = "revoke_grant", parameters(
+                ("id" = "$request.path.id"), ("grant_id" = "$response.body#/grant_id"),
+            ))),
+        )),
+        (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
+        (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
+    ))]
 pub async fn grant(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -202,6 +251,15 @@ pub async fn grant(
 }
 
 /// Takes back what is left of a grant; what was used of it stays granted in its period.
+#[utoipa::path(delete, path = "/admin/api/v1/customers/{id}/grants/{grant_id}", tag = "quotas", operation_id = "revoke_grant",
+    params(
+        ("id" = CustomerId, Path, description = "The product's own id of the customer"),
+        ("grant_id" = String, Path, description = "`grant_id` of the grant's answer"),
+    ),
+    responses(
+        (status = 204, description = "What was left is gone"),
+        (status = 404, description = "No such customer, or no such grant, or it is over", body = ErrorBody),
+    ))]
 pub async fn revoke(
     State(daemon): State<Daemon>,
     GrantPath(id, grant_id): GrantPath,
@@ -212,6 +270,13 @@ pub async fn revoke(
 }
 
 /// Puts the customer under the limits of a version of the plans file, or of the one in force.
+#[utoipa::path(put, path = "/admin/api/v1/customers/{id}/terms", tag = "quotas", operation_id = "keep_terms",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    request_body = TermsChange,
+    responses(
+        (status = 200, description = "The terms it has now", body = TermsBody),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn keep_terms(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,

@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Daemon;
 use super::body::{CustomerPath, Fields, Pairs};
-use super::error::{ApiError, unknown_customer};
+use super::error::{ApiError, ErrorBody, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId};
 use crate::domain::period::BillingPeriod;
@@ -21,7 +22,7 @@ const MAX_BINS: i64 = 1000;
 const MAX_ROWS: usize = 100_000;
 
 /// How long a bin is; each begins on the hour or the day (00:00) in UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bin {
     Hour,
@@ -38,7 +39,7 @@ impl Bin {
 }
 
 /// Usage of one feature in `[from, to)`.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct UsageBody {
     customer_id: CustomerId,
     feature_id: FeatureId,
@@ -56,7 +57,7 @@ pub struct UsageBody {
 }
 
 /// What was used in one bin. The first and the last are cut where the span is.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct BinBody {
     start: Timestamp,
     end: Timestamp,
@@ -68,15 +69,39 @@ pub struct BinBody {
 }
 
 /// What one entity used.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, ToSchema)]
 pub struct EntityBody {
     /// Null: runs that named no entity.
+    #[schema(required)]
     entity_id: Option<EntityId>,
     units: i64,
     events: i64,
 }
 
+/// By what each bin is told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case")]
+enum GroupBy {
+    Entity,
+}
+
 /// What was used when and by whom; by day in the current billing period, unless asked otherwise.
+///
+/// Runs that the retention setting has removed are gone from here; the totals of their periods stay.
+#[utoipa::path(get, path = "/v1/customers/{id}/usage", tag = "customers", operation_id = "get_usage",
+    params(
+        ("id" = CustomerId, Path, description = "The product's own id of the customer"),
+        ("feature_id" = FeatureId, Query),
+        ("from" = Option<Timestamp>, Query, description = "The first instant; the current period's, if left out"),
+        ("to" = Option<Timestamp>, Query,
+            description = "The first instant that is not included; the current period's end, if left out"),
+        ("bin" = inline(Option<Bin>), Query, description = "`day`, if left out; a span has at most 1,000 bins"),
+        ("group_by" = inline(Option<GroupBy>), Query, description = "`entity` also tells by whom in each bin"),
+    ),
+    responses(
+        (status = 200, description = "The usage", body = UsageBody),
+        (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
+    ))]
 pub async fn get(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -86,7 +111,7 @@ pub async fn get(
     let mut fields = Fields::query(query)?;
     let feature_id: FeatureId = fields.required_id("feature_id")?;
     let bin = fields.word("bin", &[("day", Bin::Day), ("hour", Bin::Hour)])?.unwrap_or(Bin::Day);
-    let by_entity = fields.word("group_by", &[("entity", true)])?.unwrap_or(false);
+    let group_by = fields.word("group_by", &[("entity", GroupBy::Entity)])?;
     let (from, to) = (fields.time("from")?, fields.time("to")?);
     fields.finish()?;
     let customer = app.store.customer(&id).await?.ok_or_else(unknown_customer)?;
@@ -108,7 +133,7 @@ pub async fn get(
         bin,
         total: used.iter().map(|used| used.units).sum(),
         events: used.iter().map(|used| used.events).sum(),
-        bins: bins(&used, span, by_entity),
+        bins: bins(&used, span, group_by == Some(GroupBy::Entity)),
         entities: entities(&used),
     }))
 }

@@ -13,6 +13,7 @@ mod history;
 mod logs;
 mod mail;
 mod notices;
+mod openapi;
 mod pages;
 mod plans;
 mod process;
