@@ -1,6 +1,7 @@
 //! What every part of the daemon shares, and nothing that knows its users.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -14,27 +15,46 @@ use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
 use crate::mail::Mailer;
 use crate::mail::templates::Templates;
+use crate::store::journal::Outages;
 use crate::store::{Store, StoreError};
 use crate::stripe::Stripe;
 
-/// The shared parts. Clones share them.
+/// The shared parts. Clones share them, and cost next to nothing.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Shared>);
+
+/// What is shared.
+pub struct Shared {
     pub clock: Clock,
     pub entropy: Entropy,
     pub store: Store,
     pub plans: Plans,
-    pub plans_file: Arc<PlansFile>,
+    pub plans_file: PlansFile,
     /// `None` without a `STRIPE_SECRET_KEY`: the gate works, nothing is reported or synced.
     pub stripe: Option<Stripe>,
     /// `None` without an `SMTP_URL`: notices wait.
-    pub mailer: Option<Arc<Mailer>>,
-    pub templates: Arc<Templates>,
+    pub mailer: Option<Mailer>,
+    pub templates: Templates,
     pub links: Links,
-    pub credentials: Arc<Credentials>,
-    pub nudges: Arc<Nudges>,
+    pub credentials: Credentials,
+    pub nudges: Nudges,
+    pub outages: Outages,
     /// Names this process among the replicas, in leases.
-    pub replica_id: Arc<str>,
+    pub replica_id: Box<str>,
+}
+
+impl App {
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
 }
 
 /// The secrets that callers are held against.

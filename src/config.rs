@@ -30,6 +30,8 @@ pub struct Config {
     pub public_url: String,
     /// Not yet looked for.
     pub plans_path: PathBuf,
+    /// Where runs are written down that are let through while the database cannot answer.
+    pub outage_journal: PathBuf,
     /// A first API key, valid beside those in the database.
     pub api_key: Option<SecretString>,
     /// A first admin credential, valid beside those in the database; never equal to `api_key`.
@@ -151,11 +153,13 @@ impl Config {
         let listen = listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let public_url = from.read(&variables::TOLLGATE_PUBLIC_URL, checks::public_url);
         let plans_path = from.read(&variables::TOLLGATE_PLANS, checks::path);
+        let outage_journal = from.read(&variables::TOLLGATE_OUTAGE_JOURNAL, checks::path);
         let config = Self {
             database_url: database_url.unwrap_or_else(|| "sqlite://tollgate.db".into()),
             listen,
             public_url: public_url.unwrap_or_else(|| format!("http://{listen}")),
             plans_path: plans_path.unwrap_or_else(|| "plans.toml".into()),
+            outage_journal: outage_journal.unwrap_or_else(|| "tollgate.outage".into()),
             api_key: from.read(&variables::TOLLGATE_API_KEY, checks::key),
             admin_token: from.read(&variables::TOLLGATE_ADMIN_TOKEN, checks::key),
             signing_keys: from

@@ -22,6 +22,8 @@ pub mod app;
 pub mod gate;
 /// Making the tier Stripe's, and reporting usage.
 pub mod sync;
+/// What each plan costs, earns and should cap: reading usage, drawing the report.
+pub mod report;
 /// What happens by the clock.
 pub mod jobs;
 /// What is answered over HTTP.

@@ -107,7 +107,7 @@ impl Server {
 
     /// The daemon, on a database that is there already or not.
     pub fn daemon(folder: &Path, data: Data, replicas: usize) -> Result<Self> {
-        let mut server = Self { addresses: vec![], data, processes: vec![], next_number: 0 };
+        let mut server = Self::on(data);
         fs::write(folder.join("plans.toml"), PLANS)?;
         for _ in 0..replicas {
             let address = free_address()?;
@@ -133,14 +133,13 @@ impl Server {
             .env("DATABASE_URL", &url)
             .env("LISTEN", address.to_string())
             .env("ANSWER", &place.answer);
-        let data = Data::Postgres(url);
-        let mut server = Self { addresses: vec![], data, processes: vec![], next_number: 0 };
+        let mut server = Self::on(Data::Postgres(url));
         server.add(command, &folder.join("log"), address)?;
         Ok(server)
     }
 
     fn rival(place: &Place, name: &str, folder: &Path, data: Data) -> Result<Self> {
-        let mut server = Self { addresses: vec![], data, processes: vec![], next_number: 0 };
+        let mut server = Self::on(data);
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -158,6 +157,10 @@ impl Server {
         }
         server.add(command, &folder.join("log"), address)?;
         Ok(server)
+    }
+
+    fn on(data: Data) -> Self {
+        Self { addresses: Vec::new(), data, processes: Vec::new(), next_number: 0 }
     }
 
     fn add(&mut self, command: Command, log: &Path, address: SocketAddr) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod keys;
+mod report;
 pub mod sandbox;
 mod serve;
 pub mod start;
@@ -35,6 +36,11 @@ enum Command {
         #[command(subcommand)]
         command: keys::Command,
     },
+    /// What your plans cost, earn and should cap, from your own usage.
+    Report {
+        #[command(subcommand)]
+        command: report::Command,
+    },
     /// Check configuration, database, plans, Stripe, mail and templates.
     Doctor {
         /// Answer in JSON.
@@ -51,13 +57,16 @@ pub async fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Sandbox(options) => sandbox::run(options).await,
         Command::Doctor { json } => doctor::run(json).await,
+        Command::Report { command } => report::run(command).await,
         command => match Config::from_process() {
             Err(errors) => Err(StartError::Config(errors.to_string())),
             Ok(config) => match command {
                 Command::Serve => serve::run(config).await,
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
-                Command::Sandbox(_) | Command::Doctor { .. } => unreachable!("handled above"),
+                Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {
+                    unreachable!("handled above")
+                }
             },
         },
     };

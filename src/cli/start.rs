@@ -1,6 +1,7 @@
 //! From a configuration to a running daemon: the one place where everything is wired together.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,19 +12,22 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Credentials, Plans, PlansFile, PlansRefused, check_plans_in_use};
+use crate::app::{
+    App, Credentials, Nudges, Plans, PlansFile, PlansRefused, Shared, check_plans_in_use,
+};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::link::Links;
 use crate::domain::plan::Catalog;
 use crate::entropy::Entropy;
-use crate::gate::Gate;
+use crate::gate::{Gate, terms};
 use crate::http::auth::KeyRing;
 use crate::http::server::serve;
 use crate::http::{Daemon, router};
 use crate::jobs::Jobs;
 use crate::mail::templates::Templates;
 use crate::mail::{MailUrl, Mailer, Timeouts};
+use crate::store::journal::Outages;
 use crate::store::{ServeLock, Store, StoreError};
 use crate::stripe::Stripe;
 
@@ -57,11 +61,15 @@ pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartErr
 
 /// Reads and checks the plans file; its text is wanted too, because that is what versions hold.
 pub fn read_plans(config: &Config) -> Result<(String, Catalog), StartError> {
-    let path = &config.plans_path;
+    read_plans_at(&config.plans_path, "TOLLGATE_PLANS")
+}
+
+/// The same for any path; `named_by` is the variable or option that names it.
+pub fn read_plans_at(path: &Path, named_by: &str) -> Result<(String, Catalog), StartError> {
     let source = std::fs::read_to_string(path).map_err(|error| {
         let path = path.display();
         StartError::Config(format!(
-            "TOLLGATE_PLANS: {path} cannot be read ({error}); plans.example.toml is one to start from"
+            "{named_by}: {path} cannot be read ({error}); plans.example.toml is one to start from"
         ))
     })?;
     let catalog = Catalog::parse(&source).map_err(|errors| {
@@ -182,28 +190,28 @@ pub async fn start(
     let address = listener.local_addr()?;
     let links =
         Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
-    let mut tx = store.begin().await?;
-    let version = tx.activate_plans(&source).await?;
-    tx.commit().await?;
+    let version = terms::activate(&store, &entropy, &source, &catalog).await?;
     let replica_id = entropy.id("replica", clock.now()).into();
-    let app = App {
+    let app = App::new(Shared {
         clock,
         entropy,
         store,
         plans: Plans::new(version, catalog),
-        plans_file: Arc::new(PlansFile::new(config.plans_path.clone(), source)),
+        plans_file: PlansFile::new(config.plans_path.clone(), source),
         stripe,
-        mailer: mailer.map(Arc::new),
-        templates: Arc::new(templates),
+        mailer,
+        templates,
         links,
-        credentials: Arc::new(Credentials {
+        credentials: Credentials {
             api_key: config.api_key.clone(),
             admin_token: config.admin_token.clone(),
             webhook_secrets: config.stripe_webhook_secrets.clone(),
-        }),
-        nudges: Arc::default(),
+        },
+        nudges: Nudges::default(),
+        outages: Outages::open(config.outage_journal.clone())
+            .context("the journal of an outage cannot be read")?,
         replica_id,
-    };
+    });
     tracing::info!(%address, plans = version, "listening");
     let jobs = match drive {
         Drive::Loops => Jobs::start(&app),
@@ -224,7 +232,7 @@ fn run(
     let metrics = recorder();
     let (gate, writer) = Gate::start(app.clone());
     let daemon = Daemon {
-        keys: Arc::new(KeyRing::new(app.credentials.api_key.as_ref(), config.rate_limit)),
+        keys: Arc::new(KeyRing::new(&app.credentials, config.rate_limit)),
         app: app.clone(),
         gate,
         jobs: jobs.clone(),

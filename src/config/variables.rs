@@ -39,6 +39,7 @@ variables! {
     SMTP_URL secret "a URL starting with smtps://, smtp:// or file:///";
     MAIL_FROM open "a mail address such as billing@example.com or \"Example <billing@example.com>\"";
     TOLLGATE_TEMPLATES open "the path of an existing directory";
+    TOLLGATE_OUTAGE_JOURNAL open "the path of a file";
     TOLLGATE_RATE_LIMIT open "a whole number of requests per second from 1 to 1000000";
     TOLLGATE_RETURN_ORIGINS open "origins such as https://app.example.com, without paths, separated by commas";
     RUST_LOG open "a log filter such as info or warn,tollgate=debug";

@@ -15,7 +15,7 @@ use crate::domain::usage::pace;
 
 /// All that an answer depends on. Stored with a remembered decision, so that the same answer can
 /// be given again at any later time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     pub customer_id: CustomerId,
     pub feature_id: FeatureId,
@@ -37,14 +37,14 @@ pub struct Facts {
 }
 
 /// The limit in force for this customer alone, and where usage stood against it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Particular {
     pub enforcement: Enforcement,
     pub threshold: ThresholdState,
 }
 
 /// What an answer has to add about how it came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Remark {
     #[default]
     None,
@@ -55,7 +55,7 @@ pub enum Remark {
 }
 
 /// Units held, or that were held until this answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Hold {
     pub id: ReservationId,
     pub state: HoldState,

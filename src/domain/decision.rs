@@ -214,7 +214,7 @@ fn is_at(usage: i64, granted: i64, percent: u16) -> bool {
 }
 
 /// Where usage stands against its limit, for banner, gate and mail alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdState {
     Ok,

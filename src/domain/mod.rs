@@ -8,6 +8,8 @@ pub mod period;
 pub mod usage;
 pub mod credit;
 pub mod quota;
+pub mod cost;
+pub mod margin;
 pub mod decision;
 pub mod subscription;
 pub mod customer;

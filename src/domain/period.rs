@@ -2,12 +2,13 @@
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Zoned};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::domain::plan::Interval;
 
 /// A half-open span of time, `[start, end)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BillingPeriod {
     pub start: Timestamp,
     pub end: Timestamp,

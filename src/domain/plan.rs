@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
 mod limits;
 mod mistakes;
+mod models;
 mod parse;
 mod reader;
 mod rules;
@@ -16,6 +19,7 @@ mod tests;
 
 pub(crate) use mistakes::nearest;
 pub use mistakes::{PlanFileErrors, PlanFileMistake};
+pub use models::ModelPrices;
 pub use rules::parse_duration;
 
 /// Everything the plans file says, checked.
@@ -27,7 +31,7 @@ pub struct Catalog {
     /// By rank, lowest first.
     pub plans: Vec<Plan>,
     /// What the models cost us, by the name under which runs report them.
-    pub models: BTreeMap<String, ModelPrice>,
+    pub models: BTreeMap<String, ModelPrices>,
     /// For features counted in credits: what each model takes. A feature may have a table here
     /// before it is declared in `features`; it takes effect with its declaration.
     pub credits: BTreeMap<FeatureId, CreditTable>,
@@ -72,8 +76,9 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnOutage {
     Deny,
-    /// Each customer may draw up to `units` of each feature in one outage, whatever its balance.
-    /// They are written down beside the database and counted when it answers again.
+    /// Each customer may draw up to `units` of each feature in one outage, within what it had left
+    /// when it was last seen. They are written down beside the database and counted when it
+    /// answers again.
     Allow {
         units: i64,
     },
@@ -116,7 +121,7 @@ pub struct Limit {
 }
 
 /// What happens at the limit. Amounts are whole units per billing period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Enforcement {
     /// The gate closes when `granted` is used.
     Hard { granted: i64 },
@@ -261,6 +266,15 @@ impl Catalog {
 
     pub fn plan(&self, id: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| plan.id.as_str() == id)
+    }
+
+    /// The feature of that id, or, without an id, the only one there is.
+    pub fn feature_or_only(&self, id: Option<&str>) -> Option<&Feature> {
+        match id {
+            Some(id) => self.features.get(id),
+            None if self.features.len() == 1 => self.features.values().next(),
+            None => None,
+        }
     }
 
     /// The plans whose customers find other limits in `new`, by rank: a feature has come or gone,

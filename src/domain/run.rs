@@ -1,5 +1,6 @@
 //! A run as the product reports it: which model, how many tokens.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The most tokens of one kind in a run: beyond any model's, and few enough that tokens times a
@@ -20,7 +21,7 @@ pub fn is_model_name(text: &str) -> bool {
 /// reports them beside the input; whoever forgets to add them up is told so as soon as more was
 /// cached than read, while under the other convention the same slip would bill tokens twice and
 /// never show.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RunFacts {
     /// The model's name as the plans file has it; see [`is_model_name`].
     pub model: Option<String>,

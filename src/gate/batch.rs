@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::books::{Account, Books, Entry};
 use super::request::{Ask, Request, units_of};
-use super::{Decided, GateError};
+use super::{Decided, GateError, outage};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Particular, Remark};
+use crate::domain::cost::cost_of_run;
 use crate::domain::customer::Customer;
 use crate::domain::decision::{Crossing, Intent, Mark, crossing, decide, threshold};
 use crate::domain::ids::{CustomerId, FeatureId, ReservationId, derived_id};
@@ -17,6 +18,7 @@ use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
 use crate::domain::quota::{Allowance, Quotas};
+use crate::domain::run::RunFacts;
 use crate::domain::usage::{Counter, OpenWindow};
 use crate::store::events::{EventKey, NewEvent, Remembered, hold};
 use crate::store::notices::Notice;
@@ -38,6 +40,8 @@ pub(super) async fn run(
     for attempt in 1..=ATTEMPTS {
         match try_once(app, &mut books, asks).await {
             Ok(results) => {
+                app.outages.ended();
+                outage::remember_all(app, &books, &results);
                 books.age();
                 return (books, results);
             }
@@ -52,7 +56,8 @@ pub(super) async fn run(
             }
         }
     }
-    (books, asks.iter().map(|_| Err(GateError::Unavailable(None))).collect())
+    app.outages.began(app.clock.now());
+    (books, asks.iter().map(|_| Err(GateError::NotTaken)).collect())
 }
 
 async fn try_once(
@@ -68,6 +73,7 @@ async fn try_once(
         .map(|ask| match ask {
             Ask::Run(request) => batch.run(request),
             Ask::Settle(settlement) => batch.settle(settlement),
+            Ask::Journalled(event) => batch.journalled(event),
         })
         .collect();
     batch.write(&mut tx).await?;
@@ -105,7 +111,10 @@ struct Stand<'c> {
 impl<'a> Batch<'a> {
     fn run(&mut self, request: &Request) -> Result<Decided, GateError> {
         let event_key = match &request.key {
-            None => EventKey::Own(self.app.entropy.id("evt", self.now)),
+            None => EventKey::Own(match &request.own_id {
+                Some(id) => id.clone(),
+                None => self.app.entropy.id("evt", self.now),
+            }),
             Some(key) => EventKey::Request {
                 key: key.key.to_string(),
                 request_hash: key.request_hash.clone(),
@@ -138,12 +147,29 @@ impl<'a> Batch<'a> {
                 plan_version: self.plan_version,
                 metered,
                 run: request.said.run.clone(),
-                cost_picodollars: None,
+                cost_picodollars: self.cost(&request.said.run, facts.counted),
                 properties: request.said.properties.clone(),
                 facts: facts.clone(),
             });
         }
         Ok((facts, self.plan_version))
+    }
+
+    /// Counts a run as it was answered in an outage, unless it is counted already.
+    fn journalled(&mut self, event: &NewEvent) -> Result<Decided, GateError> {
+        let facts = event.facts.clone();
+        let request_key = event.key.request_key();
+        if let Some(known) = self.remembered.get(&(facts.customer_id.clone(), request_key.clone()))
+        {
+            return Ok((known.facts.clone(), known.plan_version));
+        }
+        if self.books.get(&facts.customer_id).is_none() {
+            return Err(GateError::UnknownCustomer);
+        }
+        let key = journalled_key(event);
+        let metered = self.apply(&key, &facts, &request_key, None);
+        self.remember(NewEvent { metered, ..event.clone() });
+        Ok((facts, event.plan_version))
     }
 
     /// What is to be said of a run, and which counter it is counted on.
@@ -185,6 +211,11 @@ impl<'a> Batch<'a> {
             remark: Remark::None,
         };
         Ok((stand.key, facts))
+    }
+
+    /// What a run cost us, if it was one and its model has a price.
+    pub fn cost(&self, run: &RunFacts, counted: i64) -> Option<i64> {
+        if counted > 0 { cost_of_run(&self.catalog.models, run, self.now) } else { None }
     }
 
     /// The plans file whose limits hold for a customer.
@@ -327,6 +358,16 @@ fn stand<'c>(
     let quotas = account.quotas.get(feature_id).unwrap_or(&none);
     let allowance = tier.allowance(terms, feature_id.as_str(), quotas, counter.from_grants, now);
     Stand { period, key, counter, allowance }
+}
+
+/// The counter that a run of an outage was answered on.
+pub(super) fn journalled_key(event: &NewEvent) -> CounterKey {
+    CounterKey {
+        customer_id: event.facts.customer_id.clone(),
+        feature_id: event.facts.feature_id.clone(),
+        series: event.series,
+        period_start: event.facts.period.start,
+    }
 }
 
 pub(super) fn counter_key(

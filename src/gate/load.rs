@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::batch::{Batch, counter_key};
+use super::batch::{Batch, counter_key, journalled_key};
 use super::books::{Account, Books, Entry};
 use super::request::{Ask, Request};
 use crate::app::App;
@@ -53,7 +53,7 @@ impl<'a> Batch<'a> {
         let mut ids: Vec<&ReservationId> = asks
             .iter()
             .filter_map(|ask| match ask {
-                Ask::Run(_) => None,
+                Ask::Run(_) | Ask::Journalled(_) => None,
                 Ask::Settle(settlement) => Some(&settlement.reservation_id),
             })
             .collect();
@@ -72,10 +72,16 @@ impl<'a> Batch<'a> {
         let runs = || {
             asks.iter().filter_map(|ask| match ask {
                 Ask::Run(request) => Some(request),
-                Ask::Settle(_) => None,
+                Ask::Settle(_) | Ask::Journalled(_) => None,
             })
         };
-        let held = self.reservations.values().map(|r| &r.counter.customer_id);
+        let journalled = asks.iter().filter_map(|ask| match ask {
+            Ask::Journalled(event) => Some(&event.facts.customer_id),
+            Ask::Run(_) | Ask::Settle(_) => None,
+        });
+        // The writer's own books have not seen these.
+        tx.note_changes(journalled.clone());
+        let held = self.reservations.values().map(|r| &r.counter.customer_id).chain(journalled);
         let all: HashSet<&CustomerId> =
             runs().map(|request| &request.customer_id).chain(held).collect();
         let mut unknown: Vec<CustomerId> =
@@ -130,6 +136,7 @@ impl<'a> Batch<'a> {
                     let key = request.key.as_ref()?;
                     Some((&request.customer_id, format!("k:{}", key.key)))
                 }
+                Ask::Journalled(event) => Some((&event.facts.customer_id, event.key.request_key())),
                 Ask::Settle(settlement) => {
                     let reservation = self.reservations.get(&settlement.reservation_id)?;
                     let key = format!("r:{}", settlement.reservation_id);
@@ -151,6 +158,10 @@ impl<'a> Batch<'a> {
         for ask in asks {
             let (customer_id, feature_id) = match ask {
                 Ask::Run(request) => (&request.customer_id, &request.feature_id),
+                Ask::Journalled(event) => {
+                    wanted.insert(journalled_key(event), event.facts.period.end);
+                    continue;
+                }
                 Ask::Settle(settlement) => {
                     match self.reservations.get(&settlement.reservation_id) {
                         Some(r) => (&r.counter.customer_id, &r.counter.feature_id),

@@ -16,7 +16,9 @@ mod load;
 mod batch;
 mod settle;
 pub mod expiry;
+pub mod outage;
 pub mod quotas;
+pub mod terms;
 pub mod windows;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -73,6 +75,10 @@ pub enum GateError {
     /// The queue is full: nothing was counted.
     #[error("too many requests are waiting")]
     Overloaded,
+    /// The database would not take it, and nothing is under way any more. It may have been counted
+    /// all the same, if what was lost is the database's answer.
+    #[error("the database cannot answer")]
+    NotTaken,
     /// Whether the run was counted is not known: ask again with the same idempotency key.
     #[error("the database cannot answer")]
     Unavailable(#[source] Option<StoreError>),
@@ -119,19 +125,49 @@ impl Gate {
     }
 
     /// Decides, counts if so asked, and words the answer.
-    pub async fn ask(&self, request: Request) -> Result<Answer, GateError> {
-        let decided = if request.intent == Intent::Check && request.key.is_none() {
-            match self.look(&request).await {
-                // Whoever is not known yet is made known by the writer.
-                Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {
-                    self.queue(Ask::Run(request)).await?
-                }
-                looked => looked?,
+    pub async fn ask(&self, mut request: Request) -> Result<Answer, GateError> {
+        self.name(&mut request);
+        if self.app.outages.lasts_at(self.app.clock.now())
+            && let Some(decided) = outage::stand_in(&self.app, &request).await
+        {
+            return self.word(decided).await;
+        }
+        let decision = self.decide(&request).await;
+        self.conclude(decision, &request).await
+    }
+
+    /// Words a decision; one that the database could not make, the plan may make for an outage.
+    async fn conclude(
+        &self,
+        decision: Result<Decided, GateError>,
+        request: &Request,
+    ) -> Result<Answer, GateError> {
+        let decided = match decision {
+            // Where nobody has answered in time, the writer may still be at it.
+            Err(error @ (GateError::NotTaken | GateError::Unavailable(Some(_)))) => {
+                outage::stand_in(&self.app, request).await.ok_or(error)?
             }
-        } else {
-            self.queue(Ask::Run(request)).await?
+            decided => decided?,
         };
         self.word(decided).await
+    }
+
+    /// Gives a run without a key the id that it keeps through all that may happen.
+    fn name(&self, request: &mut Request) {
+        if request.key.is_none() && request.intent != Intent::Check {
+            request.own_id = Some(self.app.entropy.id("evt", self.app.clock.now()));
+        }
+    }
+
+    async fn decide(&self, request: &Request) -> Result<Decided, GateError> {
+        if request.intent == Intent::Check && request.key.is_none() {
+            match look_to_its_end(&self.app, request).await {
+                // Whoever is not known yet is made known by the writer.
+                Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {}
+                looked => return looked,
+            }
+        }
+        self.queue(Ask::Run(request.clone())).await
     }
 
     /// Counts many runs, in their order, and answers each by itself.
@@ -139,17 +175,18 @@ impl Gate {
         &self,
         requests: impl Iterator<Item = Request>,
     ) -> Vec<Result<Answer, GateError>> {
-        let queued: Vec<_> = requests.map(|request| self.enqueue(Ask::Run(request))).collect();
+        let mut queued = Vec::new();
+        for mut request in requests {
+            self.name(&mut request);
+            queued.push((self.enqueue(Ask::Run(request.clone())), request));
+        }
         let mut answers = Vec::with_capacity(queued.len());
-        for waiting in queued {
-            let answer = match waiting {
-                Ok(answer) => match decided(answer).await {
-                    Ok(decided) => self.word(decided).await,
-                    Err(error) => Err(error),
-                },
+        for (waiting, request) in queued {
+            let decision = match waiting {
+                Ok(answer) => decided(answer).await,
                 Err(full) => Err(full),
             };
-            answers.push(answer);
+            answers.push(self.conclude(decision, &request).await);
         }
         answers
     }
@@ -180,51 +217,58 @@ impl Gate {
         queue.try_send(Waiting { ask, reply }).map_err(|_| GateError::Overloaded)?;
         Ok(answer)
     }
+}
 
-    /// Decides without counting and without the writer.
-    async fn look(&self, request: &Request) -> Result<Decided, GateError> {
-        let (plan_version, active) = self.app.plans.active();
-        let customer = self.app.store.customer(&request.customer_id).await?;
-        let customer = customer.ok_or(GateError::UnknownCustomer)?;
-        if !active.features.contains_key(&request.feature_id) {
-            return Err(GateError::UnknownFeature);
-        }
-        let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
-        let now = self.app.clock.now();
-        let period = customer.tier.cycle.period_at(now);
-        let key = CounterKey {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            series: customer.tier.cycle.series,
-            period_start: period.start,
-        };
-        let counter = self.app.store.counter(&key).await?;
-        let terms = terms_of(&self.app, &customer).await?;
-        let quotas = quotas_of(&self.app, &customer, &request.feature_id).await?;
-        let tier = &customer.tier;
-        let feature_id = request.feature_id.as_str();
-        let allowance = tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
-        let entitlement = tier.entitlement(&terms, allowance, now);
-        let verdict = decide(entitlement, counter.usage, counter.reserved, value, request.intent);
-        let facts = Facts {
-            customer_id: customer.id.clone(),
-            feature_id: request.feature_id.clone(),
-            plan_id: tier.plan(&terms).map(|plan| plan.id.clone()),
-            intent: request.intent,
-            asked: value,
-            counted: 0,
-            reason: verdict.reason,
-            particular: particular(&customer, allowance, counter.usage),
-            usage: counter.usage,
-            reserved: counter.reserved,
-            period,
-            decided_at: now,
-            event_id: None,
-            hold: None,
-            remark: Remark::None,
-        };
-        Ok((facts, plan_version))
+/// A caller that hangs up must not leave a question half-way through the database's answers.
+async fn look_to_its_end(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (app, request) = (app.clone(), request.clone());
+    let looked = tokio::spawn(async move { look(&app, &request).await });
+    looked.await.unwrap_or(Err(GateError::Unavailable(None)))
+}
+
+/// Decides without counting and without the writer.
+async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
+    let (plan_version, active) = app.plans.active();
+    let customer = app.store.customer(&request.customer_id).await?;
+    let customer = customer.ok_or(GateError::UnknownCustomer)?;
+    if !active.features.contains_key(&request.feature_id) {
+        return Err(GateError::UnknownFeature);
     }
+    let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
+    let now = app.clock.now();
+    let period = customer.tier.cycle.period_at(now);
+    let key = CounterKey {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        series: customer.tier.cycle.series,
+        period_start: period.start,
+    };
+    let counter = app.store.counter(&key).await?;
+    let terms = terms_of(app, &customer).await?;
+    let quotas = quotas_of(app, &customer, &request.feature_id).await?;
+    let tier = &customer.tier;
+    let feature_id = request.feature_id.as_str();
+    let allowance = tier.allowance(&terms, feature_id, &quotas, counter.from_grants, now);
+    let entitlement = tier.entitlement(&terms, allowance, now);
+    let verdict = decide(entitlement, counter.usage, counter.reserved, value, request.intent);
+    let facts = Facts {
+        customer_id: customer.id.clone(),
+        feature_id: request.feature_id.clone(),
+        plan_id: tier.plan(&terms).map(|plan| plan.id.clone()),
+        intent: request.intent,
+        asked: value,
+        counted: 0,
+        reason: verdict.reason,
+        particular: particular(&customer, allowance, counter.usage),
+        usage: counter.usage,
+        reserved: counter.reserved,
+        period,
+        decided_at: now,
+        event_id: None,
+        hold: None,
+        remark: Remark::None,
+    };
+    Ok((facts, plan_version))
 }
 
 async fn decided(answer: Reply) -> Result<Decided, GateError> {
@@ -262,8 +306,13 @@ fn share(ask: &Ask, writers: usize) -> usize {
     match ask {
         Ask::Run(request) => request.customer_id.as_str().hash(&mut hasher),
         Ask::Settle(settlement) => settlement.reservation_id.as_str().hash(&mut hasher),
+        Ask::Journalled(event) => event.facts.customer_id.as_str().hash(&mut hasher),
     }
     usize::try_from(hasher.finish() % writers as u64).unwrap_or_default()
+}
+
+fn half(about: usize) -> usize {
+    about.div_ceil(2).clamp(1, BATCH)
 }
 
 /// The writer: one batch after another until nobody can ask any more.
@@ -271,7 +320,11 @@ async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
     let app = Arc::new(app);
     let mut books = Books::default();
     let mut taken = Vec::with_capacity(BATCH);
-    while waiting.recv_many(&mut taken, BATCH).await > 0 {
+    let mut last = 0;
+    // Half of those who are about: while these are written, the others' answers are on their way
+    // and their next questions come in. Taking all leaves either the disk or the network idle.
+    while waiting.recv_many(&mut taken, half(last + waiting.len())).await > 0 {
+        last = taken.len();
         metrics::histogram!("tollgate_gate_batch_size").record(taken.len() as f64);
         let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (w.ask, w.reply)).unzip();
         let (app, known) = (app.clone(), std::mem::take(&mut books));

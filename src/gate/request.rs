@@ -6,6 +6,7 @@ use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, ReservationId};
 use crate::domain::plan::Catalog;
 use crate::domain::run::RunFacts;
+use crate::store::events::NewEvent;
 
 /// A question to the gate, or a run to count.
 #[derive(Debug, Clone)]
@@ -20,6 +21,9 @@ pub struct Request {
     pub hold_seconds: u32,
     /// With a key, this request's answer is remembered for ever.
     pub key: Option<RequestKey>,
+    /// What the run is known by if it has no key: made once, so that a run that is tried twice is
+    /// the same run.
+    pub own_id: Option<String>,
     pub said: Said,
     /// Creates the customer if it is unknown.
     pub customer_data: Option<Profile>,
@@ -58,6 +62,8 @@ pub struct Settlement {
 pub(super) enum Ask {
     Run(Request),
     Settle(Settlement),
+    /// A run that was let through in an outage, as it was answered then.
+    Journalled(Box<NewEvent>),
 }
 
 /// The units a run takes: those the caller states, else the credits its model and tokens draw if

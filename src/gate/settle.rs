@@ -54,7 +54,7 @@ impl Batch<'_> {
             plan_version: self.plan_version,
             metered,
             run: settlement.said.run.clone(),
-            cost_picodollars: None,
+            cost_picodollars: self.cost(&settlement.said.run, facts.counted),
             properties: settlement.said.properties.clone(),
             facts: facts.clone(),
         });

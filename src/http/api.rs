@@ -206,6 +206,7 @@ fn request(
         intent,
         hold_seconds,
         key,
+        own_id: None,
         said: said(&mut fields)?,
         customer_data: customer_data(&mut fields)?,
     };

@@ -13,13 +13,14 @@ use axum::middleware::Next;
 use axum::response::Response;
 use governor::DefaultDirectRateLimiter;
 use governor::{Quota, RateLimiter};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
 use super::Daemon;
 use super::error::ApiError;
+use crate::app::Credentials;
 use crate::clock::Timestamp;
 
 /// A revoked key may still be let in for this long.
@@ -32,6 +33,8 @@ pub fn hash(secret: &str) -> String {
 
 /// Knows the keys that were good a moment ago, so that the hot path needs no database.
 pub struct KeyRing {
+    /// Hash of the admin token, if there is one.
+    admin: Option<String>,
     known: RwLock<HashMap<String, Known>>,
     /// One look-up at a time: a flood of wrong keys cannot take the database's connections.
     look_up: Semaphore,
@@ -45,11 +48,12 @@ struct Known {
 }
 
 impl KeyRing {
-    /// `bootstrap` is the key from the environment; `rate_limit` is in requests per second and key.
-    pub fn new(bootstrap: Option<&SecretString>, rate_limit: Option<u32>) -> Self {
+    /// `rate_limit` is in requests per second and key.
+    pub fn new(credentials: &Credentials, rate_limit: Option<u32>) -> Self {
         let rate_limit = rate_limit.and_then(NonZeroU32::new);
-        let ring = Self { known: RwLock::default(), look_up: Semaphore::new(1), rate_limit };
-        if let Some(key) = bootstrap {
+        let admin = credentials.admin_token.as_ref().map(|token| hash(token.expose_secret()));
+        let ring = Self { admin, known: RwLock::default(), look_up: Semaphore::new(1), rate_limit };
+        if let Some(key) = &credentials.api_key {
             ring.remember(hash(key.expose_secret()), None);
         }
         ring
@@ -67,6 +71,10 @@ impl KeyRing {
     fn recall(&self, hash: &str, now: Timestamp) -> Option<Known> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(hash).filter(|key| key.good_until.is_none_or(|until| now < until)).cloned()
+    }
+
+    fn is_admin(&self, hash: &str) -> bool {
+        self.admin.as_ref().is_some_and(|admin| admin.as_bytes().ct_eq(hash.as_bytes()).into())
     }
 
     async fn admit(&self, daemon: &Daemon, hash: String) -> Result<(), ApiError> {
@@ -109,11 +117,10 @@ pub async fn require_api_key(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let token = bearer(request.headers())?;
-    if is_admin(&daemon, token) {
+    let hash = hash(bearer(request.headers())?);
+    if daemon.keys.is_admin(&hash) {
         return Err(forbidden("this is the admin token; an API key is wanted here"));
     }
-    let hash = hash(token);
     daemon.keys.admit(&daemon, hash).await?;
     Ok(next.run(request).await)
 }
@@ -124,20 +131,12 @@ pub async fn require_admin(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let token = bearer(request.headers())?;
-    if is_admin(&daemon, token) {
+    let hash = hash(bearer(request.headers())?);
+    if daemon.keys.is_admin(&hash) {
         return Ok(next.run(request).await);
     }
-    let hash = hash(token);
     daemon.keys.admit(&daemon, hash).await?;
     Err(forbidden("this is an API key; the admin token is wanted here"))
-}
-
-fn is_admin(daemon: &Daemon, token: &str) -> bool {
-    daemon.app.credentials.admin_token.as_ref().is_some_and(|admin| {
-        let (ours, theirs) = (hash(admin.expose_secret()), hash(token));
-        ours.as_bytes().ct_eq(theirs.as_bytes()).into()
-    })
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {

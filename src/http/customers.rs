@@ -250,6 +250,7 @@ pub(super) fn question(customer_id: &CustomerId, feature_id: &FeatureId) -> Requ
         intent: Intent::Check,
         hold_seconds: 0,
         key: None,
+        own_id: None,
         said: Said::default(),
         customer_data: None,
     }

@@ -8,12 +8,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tera::{Context, Tera};
 
-use super::openapi::document;
+use super::openapi::DOCUMENT;
 
-static PAGE: LazyLock<String> = LazyLock::new(|| {
-    let document = serde_json::to_value(document()).expect("the document is JSON");
-    render(&document).expect("the built-in page is checked by a test")
-});
+static PAGE: LazyLock<String> =
+    LazyLock::new(|| render(&DOCUMENT.0).expect("the built-in page is checked by a test"));
 
 /// The page needs nothing from anywhere, and nobody may frame it.
 const HEADERS: [(HeaderName, &str); 3] = [
@@ -101,6 +99,24 @@ fn render(document: &Value) -> Result<String, tera::Error> {
     pages.render("docs.html", &context)
 }
 
+/// HTML of a text in which backticks stand around code.
+fn html(text: &str) -> String {
+    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut html = String::with_capacity(escaped.len());
+    for (n, part) in escaped.split('`').enumerate() {
+        match n % 2 {
+            0 => html.push_str(part),
+            _ => html.extend(["<code>", part, "</code>"]),
+        }
+    }
+    html
+}
+
+/// A description's HTML.
+fn told(value: &Value) -> String {
+    html(&text(value, "description"))
+}
+
 fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().trim().to_owned()
 }
@@ -116,7 +132,10 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 /// The paragraphs and list items of the little Markdown that the document's introduction is in.
 fn paragraphs(markdown: &str) -> Vec<String> {
     let items = markdown.replace("\n- ", "\n\n").replace("**", "");
-    items.split("\n\n").map(|item| item.trim_start_matches("- ").replace('\n', " ")).collect()
+    items
+        .split("\n\n")
+        .map(|item| html(&item.trim_start_matches("- ").replace('\n', " ")))
+        .collect()
 }
 
 fn sections(document: &Value) -> Vec<Section> {
@@ -130,7 +149,7 @@ fn sections(document: &Value) -> Vec<Section> {
                 .filter(|(_, _, operation)| list(&operation["tags"]).any(|tag| *tag == *name))
                 .map(|(path, method, operation)| view(path, method, operation))
                 .collect();
-            Section { description: text(tag, "description"), operations, name }
+            Section { description: told(tag), operations, name }
         })
         .collect()
 }
@@ -143,15 +162,15 @@ fn view(path: &str, method: &str, operation: &Value) -> OperationView {
         id: text(operation, "operationId"),
         method: method.to_uppercase(),
         path: path.to_owned(),
-        summary: text(operation, "summary"),
-        description: text(operation, "description"),
+        summary: html(&text(operation, "summary")),
+        description: told(operation),
         credential: credentials.map(|name| name.replace('_', " ")).collect::<Vec<_>>().join(", "),
         parameters: list(&operation["parameters"])
             .map(|parameter| FieldView {
                 name: text(parameter, "name"),
                 of: of(&parameter["schema"]),
                 required: parameter["required"] == true,
-                description: text(parameter, "description"),
+                description: told(parameter),
             })
             .collect(),
         body: body.map(|body| of(&body["schema"])),
@@ -159,7 +178,7 @@ fn view(path: &str, method: &str, operation: &Value) -> OperationView {
             .map(|(status, answer)| AnswerView {
                 is_error: !status.starts_with('2'),
                 status: status.clone(),
-                description: text(answer, "description"),
+                description: told(answer),
                 schema: entries(&answer["content"])
                     .next()
                     .map(|(_, content)| of(&content["schema"]))
@@ -182,7 +201,7 @@ fn named(name: &str, schema: &Value) -> SchemaView {
     }
     SchemaView {
         name: name.to_owned(),
-        description: text(schema, "description"),
+        description: told(schema),
         of: if fields.is_empty() { of(schema) } else { TypeView::default() },
         example: schema["example"].as_object().map(|example| format!("{:#}", json!(example))),
         fields,
@@ -192,7 +211,7 @@ fn named(name: &str, schema: &Value) -> SchemaView {
 /// A field's description, which stands beside the type if the field may be null.
 fn told_of(field: &Value) -> String {
     let choices = list(&field["oneOf"]);
-    let told = [field].into_iter().chain(choices).map(|place| text(place, "description"));
+    let told = [field].into_iter().chain(choices).map(told);
     told.into_iter().find(|told| !told.is_empty()).unwrap_or_default()
 }
 
@@ -201,7 +220,8 @@ fn of(schema: &Value) -> TypeView {
     if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
         return TypeView { words: name.to_owned(), link: Some(name.to_owned()) };
     }
-    let choices = list(&schema["oneOf"]).chain(list(&schema["allOf"])).map(of);
+    let several = ["oneOf", "anyOf", "allOf"].iter().flat_map(|of| list(&schema[of]));
+    let choices = several.map(of);
     let mut link = None;
     let mut words: Vec<String> = choices
         .map(|choice| {

@@ -134,6 +134,7 @@ impl From<GateError> for ApiError {
                 "overloaded",
                 "too many requests are waiting; nothing was counted",
             ),
+            GateError::NotTaken => Self::from(GateError::Unavailable(None)),
             GateError::Unavailable(cause) => {
                 if let Some(error) = cause {
                     tracing::error!(%error, "the gate could not answer");

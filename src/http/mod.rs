@@ -13,6 +13,7 @@ pub mod openapi;
 pub mod ops;
 pub mod pages;
 pub mod quotas;
+pub mod report;
 pub mod server;
 pub mod usage;
 pub mod webhook;
@@ -46,32 +47,38 @@ pub struct Daemon {
 
 /// All routes of the daemon.
 pub fn router(daemon: Daemon) -> Router {
-    let api_key = middleware::from_fn_with_state(daemon.clone(), auth::require_api_key);
-    let admin_token = middleware::from_fn_with_state(daemon.clone(), auth::require_admin);
-    let (routes, _) = open()
-        .merge(product().route_layer(api_key))
-        .merge(support().route_layer(admin_token))
-        .split_for_parts();
-    routes
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(no_such_method)
+    let with_key = || middleware::from_fn_with_state(daemon.clone(), auth::require_api_key);
+    let with_token = middleware::from_fn_with_state(daemon.clone(), auth::require_admin);
+    let (routes, _) = OpenApiRouter::new()
+        .merge(product().route_layer(with_key()))
+        .merge(support().route_layer(with_token))
+        .merge(open())
         .layer(middleware::from_fn(to_its_end))
-        .with_state(daemon)
+        // What counts is done by the gate's writer, whoever hangs up: no task of its own.
+        .merge(gate().route_layer(with_key()))
+        .split_for_parts();
+    routes.fallback(no_such_route).method_not_allowed_fallback(no_such_method).with_state(daemon)
 }
 
 /// The same routes for the document's sake: nothing asks for credentials.
 fn documented() -> OpenApiRouter<Daemon> {
-    open().merge(product()).merge(support())
+    gate().merge(product()).merge(support()).merge(open())
 }
 
-/// What the product calls with its API key.
-fn product() -> OpenApiRouter<Daemon> {
+/// The hot path: what the product calls around every run.
+fn gate() -> OpenApiRouter<Daemon> {
     let routes = OpenApiRouter::new()
         .routes(routes!(api::check))
         .routes(routes!(api::track))
         .routes(routes!(api::track_batch))
         .routes(routes!(api::commit))
-        .routes(routes!(api::release))
+        .routes(routes!(api::release));
+    openapi::guarded(routes, openapi::API_KEY)
+}
+
+/// What else the product calls with its API key.
+fn product() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
         .routes(routes!(customers::put, customers::get, customers::delete))
         .routes(routes!(usage::get));
     openapi::guarded(routes, openapi::API_KEY)
@@ -90,7 +97,9 @@ fn support() -> OpenApiRouter<Daemon> {
         .routes(routes!(admin::notices))
         .routes(routes!(admin::inbox))
         .routes(routes!(admin::outbox))
-        .routes(routes!(admin::jobs));
+        .routes(routes!(admin::jobs))
+        .routes(routes!(report::pricing))
+        .routes(routes!(report::pricing_page));
     openapi::guarded(routes, openapi::ADMIN_TOKEN)
 }
 

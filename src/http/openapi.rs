@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::IntoResponse;
+use serde_json::{Map, Value};
 use utoipa::OpenApi as _;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::request_body::RequestBody;
@@ -41,11 +42,18 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 )]
 struct Beginning;
 
-static TEXT: LazyLock<String> =
-    LazyLock::new(|| document().to_json().expect("a document of plain types becomes JSON"));
+/// What the pricing report answers has a description of its own, for those who read its files.
+const PRICING_REPORT: &str = include_str!("../../docs/pricing-report.schema.json");
 
-/// The whole document.
-pub fn document() -> OpenApi {
+/// The whole document, and its text.
+pub static DOCUMENT: LazyLock<(Value, String)> = LazyLock::new(|| {
+    let document = serde_json::to_value(document()).map(with_pricing_report);
+    let document = document.expect("a document of plain types becomes JSON");
+    let text = document.to_string();
+    (document, text)
+});
+
+fn document() -> OpenApi {
     let mut document = Beginning::openapi();
     let schemes = document.components.get_or_insert_with(Components::new);
     for (name, description) in [
@@ -60,12 +68,28 @@ pub fn document() -> OpenApi {
     document
 }
 
+/// Adds the pricing report's own schema, its parts under names of this document.
+fn with_pricing_report(mut document: Value) -> Value {
+    let renamed = PRICING_REPORT
+        .replace("#/$defs/report\"", "#/components/schemas/PricingReport\"")
+        .replace("#/$defs/", "#/components/schemas/PricingReport_");
+    let mut schema: Value = serde_json::from_str(&renamed).expect("a test reads this file");
+    for (name, part) in schema["$defs"].as_object_mut().into_iter().flat_map(Map::iter_mut) {
+        let name = match name.as_str() {
+            "report" => "PricingReport".to_owned(),
+            part => format!("PricingReport_{part}"),
+        };
+        document["components"]["schemas"][name] = part.take();
+    }
+    document
+}
+
 /// The document that says all this, for machines.
 #[utoipa::path(get, path = "/openapi.json", tag = "operation", operation_id = "openapi",
     responses((status = 200, description = "This document", content_type = "application/json",
         body = Object)))]
 pub async fn json() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str())
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.1.as_str())
 }
 
 /// Writes into each of these routes' documents which credential opens it, and what any call of

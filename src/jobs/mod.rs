@@ -13,7 +13,7 @@ mod reload_plans;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::gate::{expiry, windows};
+use crate::gate::{expiry, outage, windows};
 use crate::sync::usage;
 
 pub use driver::{JobStatus, Jobs};
@@ -28,6 +28,7 @@ pub enum Job {
     DeliverNotices,
     Reconcile,
     Expire,
+    CountJournal,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -46,8 +47,9 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ReloadPlans,
+        Self::CountJournal,
         Self::ProcessInbox,
         Self::Expire,
         Self::CloseWindows,
@@ -65,6 +67,7 @@ impl Job {
             Self::DeliverNotices => "deliver_notices",
             Self::Reconcile => "reconcile",
             Self::Expire => "expire",
+            Self::CountJournal => "count_journal",
         }
     }
 
@@ -78,6 +81,7 @@ impl Job {
             Self::DeliverNotices => deliver_notices::step(app).await,
             Self::Reconcile => reconcile::step(app).await,
             Self::Expire => expire(app).await,
+            Self::CountJournal => count_journal(app).await,
         }
     }
 
@@ -88,7 +92,7 @@ impl Job {
             Self::ProcessInbox => Schedule::Every(Duration::from_secs(5)),
             Self::ReloadPlans => Schedule::Every(Duration::from_secs(5)),
             // Units that nobody needs any more should not keep others waiting.
-            Self::Expire => Schedule::Every(Duration::from_secs(5)),
+            Self::Expire | Self::CountJournal => Schedule::Every(Duration::from_secs(5)),
             Self::CloseWindows | Self::PushMeterEvents => {
                 Schedule::Cron(catalog.schedule.meter_events.clone())
             }
@@ -99,8 +103,12 @@ impl Job {
 
     /// Whether every replica has to run it for itself.
     fn is_per_replica(self) -> bool {
-        self == Self::ReloadPlans
+        matches!(self, Self::ReloadPlans | Self::CountJournal)
     }
+}
+
+async fn count_journal(app: &App) -> anyhow::Result<Progress> {
+    Ok(Progress { done: outage::count_journal(app).await?, more: false, note: None })
 }
 
 async fn expire(app: &App) -> anyhow::Result<Progress> {

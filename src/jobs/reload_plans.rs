@@ -4,6 +4,7 @@
 use super::Progress;
 use crate::app::{App, check_plans_in_use};
 use crate::domain::plan::Catalog;
+use crate::gate::terms;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     // A file that cannot be taken must not keep this replica from what the others agree on.
@@ -19,9 +20,7 @@ async fn take_changed_file(app: &App) -> anyhow::Result<bool> {
     let name = app.plans_file.path().display().to_string();
     let catalog = Catalog::parse(&changed).map_err(|mistakes| mistakes.in_file(name))?;
     check_plans_in_use(&app.store, &catalog).await?;
-    let mut tx = app.store.begin().await?;
-    let version = tx.activate_plans(&changed).await?;
-    tx.commit().await?;
+    let version = terms::activate(&app.store, &app.entropy, &changed, &catalog).await?;
     app.plans_file.accept(changed);
     app.plans.activate(version, catalog);
     tracing::info!(version, "a changed plans file is in force");

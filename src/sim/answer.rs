@@ -8,6 +8,18 @@ pub(super) struct Answer {
     pub status: u16,
     pub body: String,
     pub headers: Vec<(&'static str, String)>,
+    /// How the body travels.
+    pub travels: Travels,
+}
+
+/// What happens to a body on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Travels {
+    Whole,
+    /// Its first byte comes this many milliseconds after the head.
+    SlowlyMs(u64),
+    /// Only its first half comes.
+    Half,
 }
 
 impl Answer {
@@ -16,7 +28,19 @@ impl Answer {
             status,
             body: format!("{body:#}"),
             headers: vec![("content-type", "application/json".into())],
+            travels: Travels::Whole,
         }
+    }
+
+    /// A page for a person.
+    pub fn page(status: u16, html: String) -> Self {
+        let headers = vec![("content-type", "text/html; charset=utf-8".into())];
+        Self { status, body: html, headers, travels: Travels::Whole }
+    }
+
+    /// A page that sends its reader elsewhere.
+    pub fn redirect(url: &str) -> Self {
+        Self::page(303, String::new()).with_header("location", url)
     }
 
     /// What a proxy in front of Stripe says when it cannot reach it: no JSON at all.
@@ -25,6 +49,7 @@ impl Answer {
             status: 502,
             body: "<html><head><title>502 Bad Gateway</title></head><body></body></html>".into(),
             headers: vec![("content-type", "text/html".into())],
+            travels: Travels::Whole,
         }
     }
 
@@ -62,7 +87,7 @@ impl ApiError {
         }
     }
 
-    fn code(mut self, code: &'static str) -> Self {
+    pub fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
         self
     }
@@ -206,10 +231,29 @@ impl ApiError {
         .code("idempotency_key_in_use")
     }
 
-    pub fn rate_limited() -> Self {
+    /// `reason` is one of Stripe's own.
+    pub fn rate_limited(reason: &'static str) -> Self {
         Self {
-            header: Some(("stripe-rate-limited-reason", "endpoint-rate")),
+            header: Some(("stripe-rate-limited-reason", reason)),
             ..Self::new(429, "Request rate limit exceeded.").code("rate_limit")
+        }
+    }
+
+    pub fn card_declined() -> Self {
+        Self {
+            kind: "card_error",
+            ..Self::new(402, "Your card was declined.").code("card_declined").began()
+        }
+    }
+
+    /// The card's holder has to confirm, and the call was to fail rather than to wait for that.
+    pub fn action_required() -> Self {
+        let message = "Payment for this subscription requires additional user action before it \
+                       can be completed successfully. Payment can be completed using the \
+                       PaymentIntent associated with `subscription.latest_invoice`.";
+        Self {
+            kind: "card_error",
+            ..Self::new(402, message).code("subscription_payment_intent_requires_action").began()
         }
     }
 
@@ -221,6 +265,12 @@ impl ApiError {
              process is currently accessing it.",
         )
         .code("lock_timeout")
+    }
+
+    /// A 500 whose header says whether to try again.
+    pub fn server_error_with_advice(should_retry: bool) -> Self {
+        let advice = if should_retry { "true" } else { "false" };
+        Self { header: Some(("stripe-should-retry", advice)), ..Self::server_error() }
     }
 
     pub fn server_error() -> Self {
@@ -237,6 +287,9 @@ impl ApiError {
             error["code"] = code.into();
             error["doc_url"] =
                 format!("https://stripe.com/docs/error-codes/{}", code.replace('_', "-")).into();
+        }
+        if self.code == Some("card_declined") {
+            error["decline_code"] = "generic_decline".into();
         }
         if let Some(param) = &self.param {
             error["param"] = param.as_str().into();

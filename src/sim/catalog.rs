@@ -89,6 +89,25 @@ pub(super) fn update_product(
     Ok(product)
 }
 
+/// Deletes a product that never had a price.
+pub(super) fn delete_product(
+    call: &mut Call<'_>,
+    id: &str,
+    params: Params,
+) -> Result<Value, ApiError> {
+    params.finish(&[])?;
+    let product = call.state.products.get(id).cloned();
+    let product = product.ok_or_else(|| ApiError::no_such("product", id))?;
+    if call.state.prices.iter().any(|price| price["product"] == id) {
+        return Err(ApiError::refused(
+            "This product cannot be deleted because it has one or more user-created prices.",
+        ));
+    }
+    call.state.products.remove(id);
+    record(call, "product.deleted", &product, None);
+    Ok(json!({ "id": id, "object": "product", "deleted": true }))
+}
+
 /// Writes the changes that were asked for into an object.
 pub(super) fn apply(
     object: &mut Value,

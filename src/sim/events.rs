@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::answer::ApiError;
 use super::params::Params;
 use super::state::{API_VERSION, Call, Page, text};
-use super::webhooks;
+use super::{Simulator, thin, webhooks};
 
 /// Stores an event and plans its delivery to every endpoint that wants it.
 pub(super) fn record(call: &mut Call<'_>, kind: &str, object: &Value, previous: Option<Value>) {
@@ -13,23 +13,27 @@ pub(super) fn record(call: &mut Call<'_>, kind: &str, object: &Value, previous: 
     if let Some(previous) = previous {
         data["previous_attributes"] = previous;
     }
-    let endpoints = webhooks::listeners(call.state, kind);
-    let event = json!({
-        "id": call.id("evt"),
-        "object": "event",
-        "api_version": API_VERSION,
-        "created": call.now_s(),
-        "data": data,
-        "livemode": false,
-        "pending_webhooks": endpoints.len(),
-        "request": {
-            "id": call.origin.request_id,
-            "idempotency_key": call.origin.idempotency_key,
-        },
-        "type": kind,
-    });
-    webhooks::plan(call, &event, endpoints);
-    call.state.events.put(event);
+    let copies = if call.faults.twin_events { 2 } else { 1 };
+    for _ in 0..copies {
+        let endpoints = webhooks::listeners(call.state, kind);
+        let event = json!({
+            "id": call.id("evt"),
+            "object": "event",
+            "api_version": API_VERSION,
+            "created": call.now_s(),
+            "data": data,
+            "livemode": false,
+            "pending_webhooks": endpoints.len(),
+            "request": {
+                "id": call.origin.request_id,
+                "idempotency_key": call.origin.idempotency_key,
+            },
+            "type": kind,
+        });
+        webhooks::plan(call, &event, endpoints);
+        thin::echo(call, &event);
+        call.state.events.put(event);
+    }
 }
 
 /// Stores an event of a change, unless nothing can be seen of it.
@@ -91,6 +95,14 @@ fn is_of_type(event: &Value, wanted: &str) -> bool {
     match wanted.strip_suffix('*') {
         Some(prefix) => kind.starts_with(prefix),
         None => kind == wanted,
+    }
+}
+
+impl Simulator {
+    /// Tells of something that the simulator does not do itself: an event of any type, of an
+    /// object as Stripe would show it.
+    pub fn tell(&self, kind: &str, object: &Value) {
+        self.with_call(|call| record(call, kind, object, None));
     }
 }
 

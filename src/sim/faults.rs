@@ -9,16 +9,36 @@ use serde::{Deserialize, Serialize};
 pub struct Faults {
     /// Every webhook is posted twice.
     pub duplicate_webhooks: bool,
+    /// Every change makes two events that differ only in their ids.
+    pub twin_events: bool,
     /// Webhooks are held; [`super::Simulator::deliver_pending`] sends what is held newest first,
     /// and switching this off sends it in order.
     pub shuffle_webhooks: bool,
     /// New events are stored, but never posted to anybody.
     pub drop_webhooks: bool,
+    /// Webhooks arrive before the call that caused them is answered.
+    pub webhooks_before_answers: bool,
+    /// What is wrong with each webhook that is posted.
+    pub webhook_damage: Option<WebhookDamage>,
     /// Meter events for an unknown customer or meter are refused in the answer, as third parties
     /// report, instead of failing later.
     pub refuse_meter_events_at_once: bool,
+    /// Reports of failed meter events name none of them, as they may when there are many.
+    pub error_reports_without_samples: bool,
     /// How long after a meter event was received summaries begin to show it, in seconds.
     pub summary_lag_seconds: u64,
+    /// How long after an object changed searches begin to show it, in seconds.
+    pub search_lag_seconds: u64,
+    /// How long a test clock takes to advance, in seconds.
+    pub test_clock_lag_seconds: u64,
+    /// Automatic payments of customers without a card are refused, as on Stripe; off, such a
+    /// customer pays by means unseen.
+    pub refuse_without_card: bool,
+    /// What becomes of a subscription when the last retry of a payment has failed.
+    pub after_retries: AfterRetries,
+    /// How many calls each endpoint takes in one second by the simulator's clock: 25 on Stripe.
+    /// Off by default, because a clock that stands still never lets another call in.
+    pub calls_per_second: Option<u32>,
     /// Faults of the API, used up in order; the first whose prefix matches is applied.
     pub api: Vec<ApiFault>,
 }
@@ -40,8 +60,12 @@ pub enum FaultKind {
     ServerError,
     /// 500 although the work was done, kept and replayed under the idempotency key.
     ServerErrorAfterEffect,
-    /// 429 with `Stripe-Rate-Limited-Reason`, without effect; the key stays free.
+    /// 500 without effect that says by `Stripe-Should-Retry` whether to try again.
+    ShouldRetry(bool),
+    /// 429 with `Stripe-Rate-Limited-Reason: endpoint-rate`, without effect; the key stays free.
     RateLimited,
+    /// The same with another of Stripe's reasons.
+    LimitedBy(Limit),
     /// 429 `lock_timeout` without the reason header, without effect; the key stays free.
     LockTimeout,
     /// A proxy's 502 in HTML, without effect; the key stays free.
@@ -50,8 +74,63 @@ pub enum FaultKind {
     DropBeforeEffect,
     /// The connection is closed without a byte of answer, and the work was done.
     DropAfterEffect,
-    /// The work is done this many milliseconds later, by the simulator's clock.
+    /// The work was done, and the connection is closed in the middle of the answer.
+    CutBody,
+    /// The work was done; the answer's head comes at once, its body this many milliseconds later,
+    /// by the simulator's clock.
+    SlowBodyMs(u64),
+    /// The work is done this many milliseconds later, by the simulator's clock. Meanwhile the
+    /// object that the call writes is locked.
     DelayMs(u64),
+}
+
+/// Stripe's reasons for a 429.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    GlobalRate,
+    EndpointRate,
+    GlobalConcurrency,
+    EndpointConcurrency,
+    ResourceSpecific,
+}
+
+impl Limit {
+    /// As the header says it.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::GlobalRate => "global-rate",
+            Self::EndpointRate => "endpoint-rate",
+            Self::GlobalConcurrency => "global-concurrency",
+            Self::EndpointConcurrency => "endpoint-concurrency",
+            Self::ResourceSpecific => "resource-specific",
+        }
+    }
+}
+
+/// What can be wrong with a webhook on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WebhookDamage {
+    /// Signed ten minutes ago.
+    StaleSignature,
+    /// Signed with a secret of another endpoint.
+    ForeignSecret,
+    /// The same JSON with other white space than was signed.
+    AlteredWhitespace,
+    /// An event of another API version: its subscriptions have their period at the top, where it
+    /// was before 2025-03-31.
+    OldApiVersion,
+}
+
+/// The account's setting for a subscription that nobody pays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterRetries {
+    #[default]
+    Cancel,
+    MarkUnpaid,
+    LeavePastDue,
 }
 
 impl Faults {
@@ -65,6 +144,11 @@ impl Faults {
             self.api.remove(at);
         }
         Some(kind)
+    }
+
+    /// The switches without the faults that wait for calls.
+    pub(super) fn switches(&self) -> Self {
+        Self { api: Vec::new(), ..self.clone() }
     }
 }
 

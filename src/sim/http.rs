@@ -1,97 +1,28 @@
-//! The simulator's HTTP side: connections that can be cut, keys, faults, and the way from an
-//! address to the function that answers it.
+//! The simulator's HTTP side: keys, faults, limits, and the idempotency layer around each call.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Request, State as Extract};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
-use axum::serve::{IncomingStream, Listener};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
-use super::answer::{Answer, ApiError};
-use super::faults::{FaultKind, Faults};
+use super::answer::{Answer, ApiError, Travels};
+use super::faults::{FaultKind, Faults, Limit};
 use super::idempotency::Start;
+use super::line::{CutSwitch, Lines, TroubledBody};
 use super::params::Params;
 use super::state::{API_VERSION, Call, LoggedRequest, Origin, State};
-use super::{Shared, catalog, customers, events, invoices, life, meters, subscriptions, webhooks};
-
-/// A connection that the simulator can cut off before a byte of the answer is written.
-pub(super) struct Line {
-    stream: TcpStream,
-    cut: CutSwitch,
-}
-
-#[derive(Clone, Default)]
-pub(super) struct CutSwitch(Arc<AtomicBool>);
-
-/// Accepts connections as [`Line`]s.
-pub(super) struct Lines(pub TcpListener);
-
-impl Listener for Lines {
-    type Io = Line;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = Listener::accept(&mut self.0).await;
-        (Line { stream, cut: CutSwitch::default() }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-impl Connected<IncomingStream<'_, Lines>> for CutSwitch {
-    fn connect_info(stream: IncomingStream<'_, Lines>) -> Self {
-        stream.io().cut.clone()
-    }
-}
-
-impl AsyncRead for Line {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.cut.0.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
+use super::{Shared, hosted, life, limits, routes};
 
 /// Serves the API and `/_sim` until the simulator is stopped.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -111,31 +42,51 @@ async fn handle(
     const LARGEST_BODY: usize = 1 << 20;
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, LARGEST_BODY).await else {
-        return respond(Answer::json(413, &Value::Null));
+        return respond(&shared, Answer::json(413, &Value::Null));
     };
-    if parts.uri.path() == "/_sim/faults" {
-        return respond(serve_faults(&shared, &parts.method, &body));
+    match parts.uri.path() {
+        "/_sim/faults" => {
+            let answer = serve_faults(&shared, &parts.method, &body);
+            return respond(&shared, answer);
+        }
+        page if page.starts_with("/_sim/") => {
+            let answer = hosted::serve(&shared, &parts.method, page);
+            return respond(&shared, answer);
+        }
+        _ => {}
     }
     // In a task of its own: Stripe goes on working when the caller hangs up.
-    let worked = tokio::spawn(async move { work(&shared, parts, &body).await }).await;
-    let answer = worked.unwrap_or_else(|_| Some(ApiError::server_error().answer()));
+    let task = tokio::spawn({
+        let shared = shared.clone();
+        async move { work(&shared, parts, &body).await }
+    });
+    let answer = task.await.unwrap_or_else(|_| Some(ApiError::server_error().answer()));
     answer.map_or_else(
         || {
-            cut.0.store(true, Ordering::Release);
+            cut.cut();
             Response::new(Body::empty())
         },
-        respond,
+        |answer| respond(&shared, answer),
     )
 }
 
-fn respond(answer: Answer) -> Response {
+fn respond(shared: &Arc<Shared>, answer: Answer) -> Response {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::builder().status(status);
     for (name, value) in answer.headers {
         response = response.header(name, value);
     }
+    let body = match answer.travels {
+        Travels::Whole => Body::from(answer.body),
+        Travels::Half => Body::new(TroubledBody::cut(answer.body)),
+        Travels::SlowlyMs(delay_ms) => {
+            let shared = shared.clone();
+            let wait = async move { shared.pause(delay_ms).await };
+            Body::new(TroubledBody::slow(answer.body, wait))
+        }
+    };
     // Only a header value that came from the caller could fail, and none of ours does.
-    response.body(Body::from(answer.body)).unwrap_or_default()
+    response.body(body).unwrap_or_default()
 }
 
 /// The switches over HTTP: read with `GET`, replaced as a whole with `POST`.
@@ -178,8 +129,9 @@ fn check_request(shared: &Shared, parts: &Parts) -> Result<(), ApiError> {
         Some(version) if version != API_VERSION => return Err(ApiError::other_version(version)),
         _ => {}
     }
+    // Version 2 of the API speaks JSON both ways.
     let content_type = header_text(&parts.headers, "content-type").unwrap_or_default();
-    if content_type.starts_with("application/json") {
+    if parts.uri.path().starts_with("/v1/") && content_type.starts_with("application/json") {
         return Err(ApiError::bad_content_type());
     }
     Ok(())
@@ -200,8 +152,11 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
             request_id: request_id.clone(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            body: String::from_utf8_lossy(body).into(),
             idempotency_key: key.clone(),
             status: None,
+            answer: None,
         });
         state.requests.len() - 1
     };
@@ -210,49 +165,108 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
         Ok(()) => answer(shared, &parts, body, origin).await,
         Err(error) => Some(error.answer()),
     };
-    shared.state().requests[place].status = answer.as_ref().map(|answer| answer.status);
+    if let Some(answer) = &answer {
+        let logged = &mut shared.state().requests[place];
+        logged.status = Some(answer.status);
+        logged.answer = Some(answer.body.as_str().into());
+    }
     shared.changed.notify_one();
+    if shared.faults().webhooks_before_answers {
+        shared.deliver_due(false).await;
+    }
     let answer = answer?.with_header("request-id", request_id);
     Some(answer.with_header("stripe-version", API_VERSION))
 }
 
-/// Applies the fault that waits for this call, if any, around the idempotency layer.
+/// What a fault says instead of doing any work; the key stays free.
+fn refusal_by(fault: FaultKind) -> Option<Answer> {
+    Some(match fault {
+        FaultKind::RateLimited => ApiError::rate_limited(Limit::EndpointRate.reason()).answer(),
+        FaultKind::LimitedBy(limit) => ApiError::rate_limited(limit.reason()).answer(),
+        FaultKind::LockTimeout => ApiError::lock_timeout().answer(),
+        FaultKind::BadGateway => Answer::bad_gateway(),
+        _ => return None,
+    })
+}
+
+/// Applies the fault that waits for this call, if any, around limits and the idempotency layer.
 async fn answer(
     shared: &Arc<Shared>,
     parts: &Parts,
     body: &[u8],
     origin: Origin,
 ) -> Option<Answer> {
-    let path = parts.uri.path();
-    let fault = shared.faults().take(path);
-    match fault {
-        Some(FaultKind::RateLimited) => return Some(ApiError::rate_limited().answer()),
-        Some(FaultKind::LockTimeout) => return Some(ApiError::lock_timeout().answer()),
-        Some(FaultKind::BadGateway) => return Some(Answer::bad_gateway()),
-        Some(FaultKind::DropBeforeEffect) => return None,
-        _ => {}
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
+    let (fault, per_second) = {
+        let mut faults = shared.faults();
+        (faults.take(path), faults.calls_per_second)
+    };
+    if fault == Some(FaultKind::DropBeforeEffect) {
+        return None;
     }
-    let body = String::from_utf8_lossy(body);
-    let params = Params::parse(&[parts.uri.query().unwrap_or_default(), &body]);
+    if let Some(refusal) = fault.and_then(refusal_by) {
+        return Some(refusal);
+    }
+    let now_s = shared.clock.now().seconds();
+    if let Some(per_second) = per_second
+        && !shared.state().limits.admit(method, path, now_s, per_second)
+    {
+        return Some(ApiError::rate_limited(Limit::EndpointRate.reason()).answer());
+    }
+    let written = limits::written(method, path);
+    if let Some(object) = &written
+        && !shared.state().limits.lock(object)
+    {
+        return Some(ApiError::lock_timeout().answer());
+    }
+    let answer = answer_once(shared, parts, body, origin, fault).await;
+    if let Some(object) = &written {
+        shared.state().limits.unlock(object);
+    }
+    match fault {
+        Some(FaultKind::DropAfterEffect) => None,
+        Some(FaultKind::CutBody) => Some(Answer { travels: Travels::Half, ..answer }),
+        Some(FaultKind::SlowBodyMs(delay_ms)) => {
+            Some(Answer { travels: Travels::SlowlyMs(delay_ms), ..answer })
+        }
+        _ => Some(answer),
+    }
+}
+
+/// The idempotency layer: does the work once per key, and otherwise gives the first answer again.
+async fn answer_once(
+    shared: &Arc<Shared>,
+    parts: &Parts,
+    body: &[u8],
+    origin: Origin,
+    fault: Option<FaultKind>,
+) -> Answer {
+    let (body, query) = (String::from_utf8_lossy(body), parts.uri.query().unwrap_or_default());
+    let params = if parts.uri.path().starts_with("/v2/") {
+        match Params::parse_json(query, &body) {
+            Ok(params) => params,
+            Err(error) => return error.answer(),
+        }
+    } else {
+        Params::parse(&[query, &body])
+    };
     if let Some(key) = &origin.idempotency_key {
         let id = origin.request_id.as_deref().unwrap_or_default();
         let now = shared.clock.now();
-        let start = shared.state().keys.start(key, id, path, &params, now);
+        let start = shared.state().keys.start(key, id, parts.uri.path(), &params, now);
         match start {
             Start::Fresh => {}
-            Start::Replay(answer) => {
-                return (fault != Some(FaultKind::DropAfterEffect)).then_some(answer);
-            }
-            Start::Refuse(error) => return Some(error.answer()),
+            Start::Replay(answer) => return answer,
+            Start::Refuse(error) => return error.answer(),
         }
     }
     if let Some(FaultKind::DelayMs(delay_ms)) = fault {
-        let delay = shared.clock.sleep(Duration::from_millis(delay_ms));
-        tokio::select! { () = delay => {}, () = shared.stopped.cancelled() => {} }
+        shared.pause(delay_ms).await;
     }
     let key = origin.idempotency_key.clone();
     let result = match fault {
         Some(FaultKind::ServerError) => Err(ApiError::server_error()),
+        Some(FaultKind::ShouldRetry(should)) => Err(ApiError::server_error_with_advice(should)),
         Some(FaultKind::ServerErrorAfterEffect) => {
             execute(shared, parts, params, origin).and_then(|_| Err(ApiError::server_error()))
         }
@@ -266,7 +280,7 @@ async fn answer(
     if let Some(key) = key {
         shared.state().keys.finish(&key, began.then_some(&answer));
     }
-    (fault != Some(FaultKind::DropAfterEffect)).then_some(answer)
+    answer
 }
 
 /// Does the work, after everything that time has made due.
@@ -277,8 +291,10 @@ fn execute(
     origin: Origin,
 ) -> Result<Value, ApiError> {
     let expand = params.texts("expand")?;
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
     shared.with_call(origin, |call| {
-        let mut object = route(call, &parts.method, parts.uri.path(), params)?;
+        let answered = routes::route(call, method, path, params);
+        let mut object = answered.unwrap_or_else(|| Err(ApiError::unknown_url(method, path)))?;
         for path in &expand {
             call.state.expand(&mut object, path)?;
         }
@@ -286,79 +302,27 @@ fn execute(
     })
 }
 
-fn route(
-    call: &mut Call<'_>,
-    method: &Method,
-    path: &str,
-    params: Params,
-) -> Result<Value, ApiError> {
-    let unknown = || ApiError::unknown_url(method.as_str(), path);
-    let steps: Vec<&str> = path.strip_prefix("/v1/").ok_or_else(unknown)?.split('/').collect();
-    match (method.as_str(), steps.as_slice()) {
-        ("POST", ["customers"]) => customers::create(call, params),
-        ("GET", ["customers"]) => customers::list(call, params),
-        ("GET", ["customers", id]) => customers::retrieve(call, id, params),
-        ("POST", ["customers", id]) => customers::update(call, id, params),
-        ("DELETE", ["customers", id]) => customers::delete(call, id, params),
-        ("POST", ["products"]) => catalog::create_product(call, params),
-        ("GET", ["products"]) => catalog::list_products(call, params),
-        ("GET", ["products", id]) => catalog::retrieve_product(call, id, params),
-        ("POST", ["products", id]) => catalog::update_product(call, id, params),
-        ("POST", ["prices"]) => catalog::create_price(call, params),
-        ("GET", ["prices"]) => catalog::list_prices(call, params),
-        ("GET", ["prices", id]) => catalog::retrieve_price(call, id, params),
-        ("POST", ["prices", id]) => catalog::update_price(call, id, params),
-        ("POST", ["subscriptions"]) => subscriptions::create(call, params),
-        ("GET", ["subscriptions"]) => subscriptions::list(call, params),
-        ("GET", ["subscriptions", id]) => subscriptions::retrieve(call, id, params),
-        ("POST", ["subscriptions", id]) => subscriptions::update(call, id, params),
-        ("DELETE", ["subscriptions", id]) => subscriptions::cancel(call, id, params),
-        ("GET", ["invoices"]) => invoices::list(call, params),
-        ("GET", ["invoices", id]) => invoices::retrieve(call, id, params),
-        ("POST", ["invoices", id, "pay"]) => invoices::pay(call, id, params),
-        ("POST", ["billing", "meters"]) => meters::create(call, params),
-        ("GET", ["billing", "meters"]) => meters::list(call, params),
-        ("GET", ["billing", "meters", id]) => meters::retrieve(call, id, params),
-        ("POST", ["billing", "meters", id]) => meters::update(call, id, params),
-        ("POST", ["billing", "meters", id, "deactivate"]) => {
-            meters::set_active(call, id, false, params)
-        }
-        ("POST", ["billing", "meters", id, "reactivate"]) => {
-            meters::set_active(call, id, true, params)
-        }
-        ("GET", ["billing", "meters", id, "event_summaries"]) => {
-            meters::list_summaries(call, id, params)
-        }
-        ("POST", ["billing", "meter_events"]) => meters::create_event(call, params),
-        ("GET", ["events"]) => events::list(call, params),
-        ("GET", ["events", id]) => events::retrieve(call, id, params),
-        ("POST", ["webhook_endpoints"]) => webhooks::create(call, params),
-        ("GET", ["webhook_endpoints"]) => webhooks::list(call, params),
-        ("GET", ["webhook_endpoints", id]) => webhooks::retrieve(call, id, params),
-        ("POST", ["webhook_endpoints", id]) => webhooks::update(call, id, params),
-        ("DELETE", ["webhook_endpoints", id]) => webhooks::delete(call, id, params),
-        _ => Err(unknown()),
-    }
-}
-
 impl Shared {
+    /// Waits by the simulator's clock, or until the simulator is stopped.
+    async fn pause(&self, delay_ms: u64) {
+        let delay = self.clock.sleep(Duration::from_millis(delay_ms));
+        tokio::select! { () = delay => {}, () = self.stopped.cancelled() => {} }
+    }
+
     /// Opens the account at the present moment, with everything done that was due by then.
     pub(super) fn with_call<T>(&self, origin: Origin, work: impl FnOnce(&mut Call<'_>) -> T) -> T {
-        let (drop_webhooks, refuse_at_once, summary_lag_seconds) = {
-            let faults = self.faults();
-            let lag_s = faults.summary_lag_seconds;
-            (faults.drop_webhooks, faults.refuse_meter_events_at_once, lag_s)
-        };
+        let faults = self.faults().switches();
         let mut state = self.state();
         let state: &mut State = &mut state;
+        let now = self.clock.now();
         let mut call = Call {
             state,
             entropy: &self.entropy,
-            now: self.clock.now(),
+            now,
+            real_now: now,
             origin,
-            drop_webhooks,
-            refuse_at_once,
-            summary_lag_seconds,
+            faults,
+            base_url: &self.base_url,
         };
         life::run_due(&mut call);
         work(&mut call)

@@ -8,14 +8,16 @@ use serde_json::{Map, Value, json};
 
 use super::calendar::Interval;
 use super::catalog;
-use super::events::record_update;
+use super::events::{record, record_update};
 use super::invoices::{self, Line};
+use super::payments::Outcome;
 use super::state::{Call, Due, State, Table};
+use super::{checkout, clocks, payments, schedules, thin};
 use crate::clock::Timestamp;
 
 const HOUR_S: i64 = 3600;
-/// A first payment that nobody completes lapses after this.
-const INCOMPLETE_FOR_S: i64 = 23 * HOUR_S;
+/// A first payment, or a change that waits for one, lapses after this.
+pub(super) const INCOMPLETE_FOR_S: i64 = 23 * HOUR_S;
 /// How long before a trial's end Stripe announces it.
 const TRIAL_NOTICE_S: i64 = 72 * HOUR_S;
 
@@ -81,6 +83,8 @@ pub(super) struct Item {
     pub quantity: Option<u64>,
     pub period_start_s: i64,
     pub period_end_s: i64,
+    /// From when usage counts under this price: its period's start, or a switch within it.
+    pub usage_from_s: i64,
     pub metadata: Map<String, Value>,
 }
 
@@ -88,6 +92,8 @@ pub(super) struct Item {
 pub(super) struct Subscription {
     pub id: String,
     pub customer: String,
+    /// The customer's, for good.
+    pub test_clock: Option<String>,
     pub status: Status,
     pub created_s: i64,
     /// From where periods are counted.
@@ -111,6 +117,24 @@ pub(super) struct Subscription {
     pub default_payment_method: Value,
     pub description: Value,
     pub cancellation_details: Value,
+    /// A change that waits until its invoice is paid.
+    pub pending: Option<Box<Pending>>,
+    pub pause_collection: Value,
+    /// Why and when it was paused.
+    pub paused: Option<(&'static str, i64)>,
+    /// What the end of a trial does without a card: `cancel`, `create_invoice` or `pause`.
+    pub without_card: &'static str,
+    /// The subscription schedule that it is on.
+    pub schedule: Option<String>,
+}
+
+/// A change that takes effect once it is paid for.
+#[derive(Clone)]
+pub(super) struct Pending {
+    pub invoice: String,
+    pub expires_at_s: i64,
+    /// The subscription as the change would make it.
+    pub after: Subscription,
 }
 
 /// Every subscription there ever was, in the order they were made.
@@ -135,11 +159,13 @@ impl State {
     pub fn save_subscription(&mut self, subscription: Subscription) {
         let id = subscription.id.clone();
         let due = Due::Subscription(id.clone());
-        if let Some(at_s) = self.subscriptions.get(&id).and_then(Subscription::next_due_s) {
-            self.schedule.remove(&(at_s, due.clone()));
+        let planned_at_s = self.subscriptions.get(&id).and_then(Subscription::next_due_s);
+        let timetable = self.timetable_of(&subscription.customer);
+        if let Some(at_s) = planned_at_s {
+            timetable.remove(&(at_s, due.clone()));
         }
         if let Some(at_s) = subscription.next_due_s() {
-            self.schedule.insert((at_s, due));
+            timetable.insert((at_s, due));
         }
         let Subscriptions { rows, places } = &mut self.subscriptions;
         match places.get(&id) {
@@ -186,7 +212,12 @@ impl Subscription {
             return None;
         }
         let period_end_s = self.items.iter().map(|item| item.period_end_s).min();
-        [period_end_s, self.cancel_at_s, self.trial_notice_s()].into_iter().flatten().min()
+        let pending_until_s = self.pending.as_ref().map(|pending| pending.expires_at_s);
+        let resumes_at_s = self.pause_collection["resumes_at"].as_i64();
+        [period_end_s, self.cancel_at_s, self.trial_notice_s(), pending_until_s, resumes_at_s]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// When the end of the trial is to be announced, if it still is.
@@ -197,8 +228,7 @@ impl Subscription {
 
     /// The object as Stripe shows it.
     pub fn render(&self, prices: &Table) -> Value {
-        let items: Vec<Value> =
-            self.items.iter().map(|item| item.render(&self.id, prices)).collect();
+        let items = self.render_items(prices);
         let mut subscription = self.render_terms();
         let rest = json!({
             "invoice_settings": {
@@ -220,7 +250,7 @@ impl Subscription {
             "metadata": self.metadata,
             "next_pending_invoice_item_invoice": null,
             "on_behalf_of": null,
-            "pause_collection": null,
+            "pause_collection": self.pause_collection,
             "payment_settings": {
                 "payment_method_options": null,
                 "payment_method_types": null,
@@ -228,20 +258,52 @@ impl Subscription {
             },
             "pending_invoice_item_interval": null,
             "pending_setup_intent": null,
-            "pending_update": null,
-            "schedule": null,
+            "pending_update": self.render_pending(prices),
+            "schedule": self.schedule,
             "start_date": self.created_s,
             "status": self.status.as_str(),
-            "test_clock": null,
+            "test_clock": self.test_clock,
             "transfer_data": null,
             "trial_end": self.trial_end_s,
-            "trial_settings": { "end_behavior": { "missing_payment_method": "create_invoice" } },
+            "trial_settings": {
+                "end_behavior": {
+                    "billing_cycle_anchor": "now", "missing_payment_method": self.without_card,
+                },
+            },
             "trial_start": self.trial_start_s,
         });
         if let (Value::Object(subscription), Value::Object(rest)) = (&mut subscription, rest) {
             subscription.extend(rest);
         }
+        if let Some((reason, at_s)) = self.paused {
+            subscription["status_details"] = json!({ "paused": {
+                "subscription": { "type": reason },
+                "transitioned_at": at_s,
+                "type": "subscription",
+            } });
+        }
         subscription
+    }
+
+    fn render_items(&self, prices: &Table) -> Vec<Value> {
+        self.items.iter().map(|item| item.render(&self.id, prices)).collect()
+    }
+
+    /// Of a change that waits, what it would change; the rest is null.
+    fn render_pending(&self, prices: &Table) -> Value {
+        let Some(pending) = &self.pending else { return Value::Null };
+        let after = &pending.after;
+        json!({
+            "billing_cycle_anchor": (after.anchor_s != self.anchor_s).then_some(after.anchor_s),
+            "cancel_at_period_end": null,
+            "discount": null,
+            "discounts": null,
+            "expires_at": pending.expires_at_s,
+            "metadata": null,
+            "subscription_items": after.render_items(prices),
+            "trial_end": (after.trial_end_s != self.trial_end_s).then_some(after.trial_end_s),
+            "trial_from_plan": null,
+        })
     }
 
     /// The object's fields up to `ended_at`, in Stripe's order, which is that of the alphabet.
@@ -328,37 +390,125 @@ pub(super) fn end(call: &mut Call<'_>, mut subscription: Subscription) -> Value 
     }
     let shown = subscription.render(&call.state.prices);
     call.state.save_subscription(subscription);
-    super::events::record(call, "customer.subscription.deleted", &shown, None);
+    record(call, "customer.subscription.deleted", &shown, None);
     shown
+}
+
+/// What follows for a subscription from an attempt to have one of its invoices paid.
+pub(super) fn after_charge(call: &mut Call<'_>, invoice: &Value, outcome: Outcome) {
+    let id = invoice["id"].as_str().unwrap_or_default();
+    let Some(mut subscription) = invoices::subscription_of(call, invoice) else { return };
+    let pending = subscription.pending.take_if(|pending| pending.invoice == id);
+    match (outcome, pending) {
+        (Outcome::Paid, Some(pending)) => apply_pending(call, subscription, *pending),
+        (Outcome::Paid, None) => {
+            use Status::{Incomplete, PastDue, Unpaid};
+            if matches!(subscription.status, Incomplete | PastDue | Unpaid) {
+                subscription.status = Status::Active;
+                change(call, subscription);
+            }
+        }
+        // The change goes on waiting: nothing of the subscription changed.
+        (_, Some(_)) => {}
+        (_, None) => {
+            if matches!(subscription.status, Status::Active | Status::Trialing) {
+                subscription.status = Status::PastDue;
+                change(call, subscription);
+            }
+        }
+    }
+}
+
+/// What waited has been paid for.
+fn apply_pending(call: &mut Call<'_>, mut subscription: Subscription, pending: Pending) {
+    let after = pending.after;
+    subscription.items = after.items;
+    subscription.anchor_s = after.anchor_s;
+    subscription.trial_end_s = after.trial_end_s;
+    subscription.status = after.status;
+    let shown = subscription.render(&call.state.prices);
+    record(call, "customer.subscription.pending_update_applied", &shown, None);
+    change(call, subscription);
+}
+
+/// Nobody paid for it in time: the change is off, and so is its invoice.
+fn drop_pending(call: &mut Call<'_>, mut subscription: Subscription) {
+    if let Some(pending) = subscription.pending.take() {
+        invoices::void(call, &pending.invoice);
+    }
+    let shown = subscription.render(&call.state.prices);
+    record(call, "customer.subscription.pending_update_expired", &shown, None);
+    change(call, subscription);
+}
+
+/// The last retry of a payment failed: what the account's setting says.
+pub(super) fn give_up_payment(call: &mut Call<'_>, invoice: &Value) {
+    use super::faults::AfterRetries;
+    let Some(mut subscription) = invoices::subscription_of(call, invoice) else { return };
+    if subscription.status != Status::PastDue {
+        return;
+    }
+    match call.faults.after_retries {
+        AfterRetries::Cancel => {
+            subscription.cancellation_details["reason"] = "payment_failed".into();
+            end(call, subscription);
+        }
+        AfterRetries::MarkUnpaid => {
+            subscription.status = Status::Unpaid;
+            change(call, subscription);
+        }
+        AfterRetries::LeavePastDue => {}
+    }
+}
+
+/// Puts a subscription on hold and tells of it.
+pub(super) fn pause(
+    call: &mut Call<'_>,
+    mut subscription: Subscription,
+    reason: &'static str,
+) -> Value {
+    subscription.status = Status::Paused;
+    subscription.paused = Some((reason, call.now_s()));
+    let shown = subscription.render(&call.state.prices);
+    record(call, "customer.subscription.paused", &shown, None);
+    change(call, subscription)
 }
 
 /// Does everything that was due by now, each at its own moment.
 pub(super) fn run_due(call: &mut Call<'_>) {
-    let until = call.now;
-    let origin = std::mem::take(&mut call.origin);
-    while let Some((at_s, _)) = call.state.schedule.first()
+    let (until, origin) = (call.real_now, std::mem::take(&mut call.origin));
+    while let Some((at_s, _)) = call.state.timetable.first()
         && *at_s <= until.seconds()
-        && let Some((at_s, due)) = call.state.schedule.pop_first()
+        && let Some((at_s, due)) = call.state.timetable.pop_first()
     {
         call.now = Timestamp::from_seconds(at_s);
-        match due {
-            Due::Subscription(id) => {
-                if let Some(subscription) = call.state.subscriptions.get(&id).cloned() {
-                    take_next_step(call, subscription);
-                }
-            }
-            Due::Invoice(id) => {
-                invoices::finalize(call, &id);
+        call.real_now = call.now;
+        run(call, due);
+    }
+    (call.now, call.real_now, call.origin) = (until, until, origin);
+}
+
+/// Does one thing that is due at this moment.
+pub(super) fn run(call: &mut Call<'_>, due: Due) {
+    match due {
+        Due::Subscription(id) => {
+            if let Some(subscription) = call.state.subscriptions.get(&id).cloned() {
+                take_next_step(call, subscription);
             }
         }
+        Due::Invoice(id) => invoices::finalize_when_told(call, &id),
+        Due::Retry(id) => invoices::charge(call, &id),
+        Due::Checkout(id) => checkout::lapse(call, &id),
+        Due::Schedule(id) => schedules::take_next_step(call, &id),
+        Due::TestClock(id) => clocks::arrive(call, &id),
+        Due::MeterReport => thin::report_meter_failures(call),
     }
-    call.now = until;
-    call.origin = origin;
 }
 
 /// What is due for a subscription at this moment.
 fn take_next_step(call: &mut Call<'_>, mut subscription: Subscription) {
     let now_s = call.now_s();
+    let is_due = |at_s: Option<i64>| at_s.is_some_and(|at_s| at_s <= now_s);
     if subscription.status == Status::Incomplete {
         subscription.status = Status::IncompleteExpired;
         subscription.ended_at_s = Some(now_s);
@@ -366,41 +516,77 @@ fn take_next_step(call: &mut Call<'_>, mut subscription: Subscription) {
             invoices::void(call, invoice);
         }
         change(call, subscription);
-    } else if subscription.cancel_at_s.is_some_and(|at_s| at_s <= now_s) {
+    } else if is_due(subscription.pending.as_ref().map(|pending| pending.expires_at_s)) {
+        drop_pending(call, subscription);
+    } else if is_due(subscription.cancel_at_s) {
         end(call, subscription);
-    } else if subscription.trial_notice_s().is_some_and(|at_s| at_s <= now_s) {
+    } else if is_due(subscription.trial_notice_s()) {
         subscription.trial_end_announced = true;
         let shown = subscription.render(&call.state.prices);
         call.state.save_subscription(subscription);
-        super::events::record(call, "customer.subscription.trial_will_end", &shown, None);
+        record(call, "customer.subscription.trial_will_end", &shown, None);
+    } else if is_due(subscription.pause_collection["resumes_at"].as_i64()) {
+        subscription.pause_collection = Value::Null;
+        change(call, subscription);
     } else {
-        renew(call, subscription);
+        end_trial_or_renew(call, subscription);
+    }
+}
+
+fn end_trial_or_renew(call: &mut Call<'_>, mut subscription: Subscription) {
+    let now_s = call.now_s();
+    let trial_ends = subscription.status == Status::Trialing
+        && subscription.trial_end_s.is_some_and(|end_s| end_s <= now_s);
+    if trial_ends {
+        if end_trial_without_card(call, &subscription).is_some() {
+            return;
+        }
+        subscription.status = Status::Active;
+    }
+    renew(call, subscription);
+}
+
+/// Cancels or pauses a subscription whose trial ends, if there is no card and that is its setting;
+/// answers the object then.
+pub(super) fn end_trial_without_card(
+    call: &mut Call<'_>,
+    subscription: &Subscription,
+) -> Option<Value> {
+    let own = &subscription.default_payment_method;
+    if payments::method_of(call, &subscription.customer, own).is_some() {
+        return None;
+    }
+    match subscription.without_card {
+        "cancel" => Some(end(call, subscription.clone())),
+        "pause" => Some(pause(call, subscription.clone(), "trial_end_without_payment_method")),
+        _ => None,
     }
 }
 
 /// Starts the next period of every item whose period ended, and drafts the invoice.
 fn renew(call: &mut Call<'_>, mut subscription: Subscription) {
     let now_s = call.now_s();
-    if subscription.trial_end_s.is_some_and(|end_s| end_s <= now_s)
-        && subscription.status == Status::Trialing
-    {
-        subscription.status = Status::Active;
-    }
     let mut items = subscription.items.clone();
     let mut lines = std::mem::take(&mut subscription.pending_lines);
     for item in items.iter_mut().filter(|item| item.period_end_s <= now_s) {
-        let ended = (item.period_start_s, item.period_end_s);
-        item.period_start_s = item.period_end_s;
-        item.period_end_s = subscription.period_end_s(item.interval, item.period_start_s);
-        // A metered price is billed for the period that ended, any other for the one that begins.
-        let billed = match item.quantity {
-            None => ended,
-            Some(_) => (item.period_start_s, item.period_end_s),
-        };
-        lines.push(invoices::full_line(call.state, item, billed));
+        lines.push(next_period(call.state, &subscription, item));
     }
     subscription.items = items;
     let invoice = invoices::draft(call, &subscription, "subscription_cycle", lines);
     subscription.latest_invoice = Some(invoice);
     change(call, subscription);
+}
+
+/// Moves an item into its next period; answers what is billed at that moment.
+pub(super) fn next_period(state: &State, subscription: &Subscription, item: &mut Item) -> Line {
+    let ended = (item.usage_from_s, item.period_end_s);
+    item.period_start_s = item.period_end_s;
+    item.usage_from_s = item.period_end_s;
+    item.period_end_s = subscription.period_end_s(item.interval, item.period_start_s);
+    // A metered price is billed for the period that ended, any other for the one that begins.
+    let billed = match item.quantity {
+        None => ended,
+        Some(_) => (item.period_start_s, item.period_end_s),
+    };
+    invoices::full_line(state, item, billed)
 }

@@ -1,7 +1,7 @@
 //! Meters, meter events and their summaries.
 //!
 //! A 200 for a meter event means "received": an event for an unknown customer or meter is accepted
-//! and comes to nothing, which is only seen in [`super::Simulator::meter_failures`].
+//! and comes to nothing, which a thin event tells some seconds later.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -13,6 +13,7 @@ use super::decimal::{Decimal, NotDecimal};
 use super::events::{record, record_update};
 use super::params::Params;
 use super::state::{Call, Page, State, exists, text};
+use super::thin;
 use crate::clock::Timestamp;
 
 const MINUTE_S: i64 = 60;
@@ -177,7 +178,7 @@ pub(super) fn create_event(call: &mut Call<'_>, mut params: Params) -> Result<Va
     let meter = meter_of(call.state, &event_name).cloned();
     let (customer, value) = read_payload(meter.as_ref(), &payload)?;
     let failure = failure_of(call, meter.as_ref(), &customer);
-    if let Some(code) = failure.filter(|_| call.refuse_at_once) {
+    if let Some(code) = failure.filter(|_| call.faults.refuse_meter_events_at_once) {
         return Err(match code {
             "meter_event_customer_not_found" => {
                 ApiError::no_such_param("customer", &customer, "payload[stripe_customer_id]")
@@ -201,6 +202,9 @@ pub(super) fn create_event(call: &mut Call<'_>, mut params: Params) -> Result<Va
         received_at: call.now,
         failure,
     });
+    if failure.is_some() {
+        thin::plan_report(call);
+    }
     Ok(json!({
         "object": "billing.meter_event",
         "created": now_s,
@@ -338,7 +342,7 @@ pub(super) fn list_summaries(
     let meter = find(call, id)?;
     call.customer(&customer, "customer")?;
     let window_s = if grouping.is_some() { step_s } else { end_s - start_s };
-    let lag_s = i64::try_from(call.summary_lag_seconds).unwrap_or(i64::MAX);
+    let lag_s = i64::try_from(call.faults.summary_lag_seconds).unwrap_or(i64::MAX);
     let received_by_s = call.now_s().saturating_sub(lag_s);
     // Only windows in which something happened, newest first.
     let mut starts: Vec<i64> = call

@@ -5,35 +5,57 @@
 //! comes from the [`Clock`] it is given: with a manual clock a month of renewals, retries and
 //! forgotten keys passes when the test says so.
 //!
-//! Simulated: customers, products, prices, subscriptions (trial, renewal with month-end clamping,
-//! cancellation, incomplete first payment, change of price with prorations), invoices with their
-//! draft hour, meters, meter events and summaries, events, webhook endpoints with signed
-//! deliveries and three days of retries, idempotency keys, list paging, `expand[]`, and the
-//! [`Faults`].
+//! Simulated: customers, test cards and what comes of charging them, products, prices,
+//! subscriptions (trial, renewal with month-end clamping, cancellation, incomplete payments,
+//! changes with prorations, changes that wait for their payment, pauses, schedules), invoices with
+//! their draft hour, previews and retries, Checkout, the customer portal's deep links, meters,
+//! meter events, their summaries and the reports of their failures, snapshot and thin events,
+//! webhook endpoints with signed deliveries and three days of retries, idempotency keys, lists,
+//! search, `expand[]`, test clocks, rate limits, locks, and the [`Faults`].
 //!
-//! Not simulated: Checkout, the customer portal, subscription schedules, payment methods and
-//! declines (every automatic payment succeeds unless [`Simulator::set_subscription_status`] says
-//! otherwise), tax, discounts, customer balances, tiered prices, the invoice item for usage so far
-//! when a metered price is switched, thin events, test clocks, rate limits. A parameter of
-//! Stripe's that has no effect here is refused with a 400 that says so, never silently ignored.
+//! Not simulated: tax, discounts, customer balances, tiered prices, payment intents as objects of
+//! their own, Connect. A parameter of Stripe's that has no effect here is refused with a 400 that
+//! says so, never silently ignored.
+//!
+//! What a customer does on Stripe's own pages is done by hand: [`Simulator::complete_checkout`],
+//! [`Simulator::confirm_portal`], [`Simulator::authenticate`], or by the buttons of the pages that
+//! the objects' addresses show.
 
+mod account;
 mod answer;
 mod calendar;
+mod cancellations;
 mod catalog;
+mod checkout;
+mod clocks;
 mod customers;
 mod decimal;
+mod destinations;
 mod events;
 mod faults;
+mod hosted;
 mod http;
 mod idempotency;
 mod invoices;
+mod items;
 mod life;
+mod limits;
+mod line;
 mod meters;
+mod one_off;
 mod params;
+mod payments;
+mod portal;
+mod preview;
+mod routes;
+mod schedules;
+mod search;
 mod state;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod thin;
+mod updates;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -47,9 +69,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use checkout::CheckoutPayment;
 pub use decimal::Decimal;
-pub use faults::{ApiFault, FaultKind, Faults};
+pub use faults::{AfterRetries, ApiFault, FaultKind, Faults, Limit, WebhookDamage};
 pub use meters::MeterEvent;
+pub use payments::Card;
 pub use state::{API_VERSION, LoggedRequest};
 
 use crate::clock::{Clock, Timestamp};
@@ -81,7 +105,6 @@ pub struct SeedPrice<'a> {
 #[derive(Clone)]
 pub struct Simulator {
     shared: Arc<Shared>,
-    address: SocketAddr,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
@@ -90,6 +113,8 @@ struct Shared {
     clock: Clock,
     entropy: Entropy,
     api_key: String,
+    /// Without a path.
+    base_url: String,
     state: Mutex<State>,
     faults: Mutex<Faults>,
     /// Something may have become due.
@@ -141,15 +166,16 @@ impl Shared {
     async fn deliver_due(&self, release_held: bool) -> Option<Timestamp> {
         let _courier = self.courier.lock().await;
         loop {
-            let (shuffle, copies) = {
+            let (shuffle, copies, damage) = {
                 let faults = self.faults();
-                (faults.shuffle_webhooks, if faults.duplicate_webhooks { 2 } else { 1 })
+                let copies = if faults.duplicate_webhooks { 2 } else { 1 };
+                (faults.shuffle_webhooks, copies, faults.webhook_damage)
             };
             let hold = shuffle && !release_held;
             let (mut postings, next_due) = self.with_call(Origin::default(), |call| {
                 let postings =
                     if hold { Vec::new() } else { webhooks::take_due(call.state, call.now) };
-                let scheduled = call.state.schedule.first();
+                let scheduled = call.state.timetable.first();
                 let scheduled = scheduled.map(|(at_s, _)| Timestamp::from_seconds(*at_s));
                 let delivery = call.state.deliveries.next_due().filter(|_| !hold);
                 (postings, [scheduled, delivery].into_iter().flatten().min())
@@ -163,7 +189,7 @@ impl Shared {
             for posting in postings {
                 let mut delivered = false;
                 for _ in 0..copies {
-                    delivered |= self.post(&posting).await;
+                    delivered |= self.post(&posting, damage).await;
                 }
                 let now = self.clock.now();
                 self.state().deliveries.finish(posting.place, delivered, now);
@@ -172,15 +198,15 @@ impl Shared {
     }
 
     /// Whether the endpoint took the webhook: any 2xx does, a redirect does not.
-    async fn post(&self, posting: &webhooks::Posting) -> bool {
-        let signature = webhooks::signature(&posting.secret, self.clock.now(), &posting.body);
+    async fn post(&self, posting: &webhooks::Posting, damage: Option<WebhookDamage>) -> bool {
+        let (signature, body) = posting.arrives(self.clock.now(), damage);
         let request = self
             .client
             .post(&posting.url)
             .header("content-type", "application/json; charset=utf-8")
             .header("user-agent", "Stripe/1.0 (+https://stripe.com/docs/webhooks)")
             .header("stripe-signature", signature)
-            .body(posting.body.to_string());
+            .body(body);
         match request.send().await {
             Ok(response) => response.status().is_success(),
             Err(_) => false,
@@ -209,6 +235,7 @@ impl Simulator {
             clock: config.clock,
             entropy: config.entropy,
             api_key: config.api_key,
+            base_url: format!("http://{address}"),
             state: Mutex::default(),
             faults: Mutex::default(),
             changed: Notify::new(),
@@ -229,12 +256,12 @@ impl Simulator {
             async move { shared.run().await }
         });
         let tasks = Arc::new(Mutex::new(vec![server, background]));
-        Ok(Self { shared, address, tasks })
+        Ok(Self { shared, tasks })
     }
 
     /// Where it listens, without a path: `http://127.0.0.1:49152`.
     pub fn base_url(&self) -> String {
-        format!("http://{}", self.address)
+        self.shared.base_url.clone()
     }
 
     /// Stops serving and delivering, and returns when both have ended.

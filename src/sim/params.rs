@@ -91,6 +91,41 @@ impl Params {
         params
     }
 
+    /// From a query string and a JSON object, as version 2 of the API takes them. A number or a
+    /// truth value is read as its text; null is as good as absent.
+    pub fn parse_json(query: &str, body: &str) -> Result<Self, ApiError> {
+        /// Deeper nesting than any Stripe parameter has; bounds the recursion.
+        const MAX_DEPTH: usize = 10;
+        fn branch(value: &Value, depth: usize) -> Option<Node> {
+            let entries: Vec<(String, &Value)> = match value {
+                Value::Null => return None,
+                Value::String(text) => return Some(Node::Text(text.clone())),
+                Value::Bool(_) | Value::Number(_) => return Some(Node::Text(value.to_string())),
+                _ if depth == 0 => return None,
+                Value::Array(rows) => {
+                    rows.iter().enumerate().map(|(place, row)| (place.to_string(), row)).collect()
+                }
+                Value::Object(fields) => {
+                    fields.iter().map(|(name, value)| (name.clone(), value)).collect()
+                }
+            };
+            let fields = entries.into_iter();
+            let fields = fields.filter_map(|(name, value)| Some((name, branch(value, depth - 1)?)));
+            Some(Node::Branch(fields.collect()))
+        }
+        let mut params = Self::parse(&[query]);
+        if body.is_empty() {
+            return Ok(params);
+        }
+        match serde_json::from_str(body).ok().and_then(|body: Value| branch(&body, MAX_DEPTH)) {
+            Some(Node::Branch(fields)) => {
+                params.fields.extend(fields);
+                Ok(params)
+            }
+            _ => Err(ApiError::refused("The request's body is no JSON object.")),
+        }
+    }
+
     /// From names and values that are not encoded.
     pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
         let mut params = Self::default();
@@ -195,6 +230,11 @@ impl Params {
                 Err(ApiError::invalid(&name, format!("Invalid {name}: must be one of {words}")))
             }
         }
+    }
+
+    /// The names that are not taken yet.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.fields.keys().cloned()
     }
 
     /// Whether a hash or an array was sent under this name.
@@ -318,6 +358,15 @@ mod tests {
         );
         params.section("tiers").unwrap();
         assert_eq!(params.finish(&[]).unwrap_err(), ApiError::unknown_parameters(&["foo".into()]));
+    }
+
+    #[test]
+    fn a_json_body_says_what_a_form_says() {
+        let json = r#"{"name": "n", "on": true, "none": null, "list": ["a", "b"], "x": {"y": 1}}"#;
+        let form = Params::parse(&["name=n&on=true&list[0]=a&list[1]=b&x[y]=1&limit=3"]);
+        assert_eq!(Params::parse_json("limit=3", json).unwrap(), form);
+        assert!(Params::parse_json("", "[]").is_ok());
+        assert!(Params::parse_json("", "nonsense").is_err());
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! The simulated account: every object in it, lists of them, and how ids are expanded.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::answer::ApiError;
+use super::checkout::Order;
+use super::faults::Faults;
 use super::idempotency::Keys;
 use super::life::Subscriptions;
+use super::limits::Limits;
 use super::meters::MeterEvents;
 use super::params::Params;
+use super::payments::Card;
 use super::webhooks::Deliveries;
 use crate::clock::Timestamp;
 use crate::entropy::Entropy;
@@ -64,10 +69,24 @@ pub(super) fn exists(object: &&Value) -> bool {
 /// Something that happens by itself when its moment comes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
+    /// A phase of a subscription schedule ends. First, so that a renewal of the same moment is
+    /// billed by the next phase.
+    Schedule(String),
     Subscription(String),
     /// A draft invoice to be finalized.
     Invoice(String),
+    /// An unpaid invoice to be charged again.
+    Retry(String),
+    /// A Checkout session that nobody completed.
+    Checkout(String),
+    /// A test clock arrives at the time it was sent to.
+    TestClock(String),
+    /// What became of the meter events of the last seconds is told.
+    MeterReport,
 }
+
+/// What is due when, by moment in whole seconds.
+pub(super) type Timetable = BTreeSet<(i64, Due)>;
 
 /// One API call as the simulator saw it, for tests to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,9 +95,15 @@ pub struct LoggedRequest {
     pub request_id: String,
     pub method: String,
     pub path: String,
+    /// As it was sent: encoded, without the question mark.
+    pub query: String,
+    /// As it was sent; what is no text in it is replaced.
+    pub body: Arc<str>,
     pub idempotency_key: Option<String>,
     /// `None` while it is being worked on, and if the connection was cut instead of answered.
     pub status: Option<u16>,
+    /// The body of the answer; `None` where there is no status.
+    pub answer: Option<Arc<str>>,
 }
 
 /// The account.
@@ -88,15 +113,32 @@ pub(super) struct State {
     pub products: Table,
     pub prices: Table,
     pub invoices: Table,
+    /// Amounts that were put on a customer's next invoice by hand.
+    pub invoice_items: Table,
     pub meters: Table,
     pub events: Table,
+    pub thin_events: Table,
     pub webhook_endpoints: Table,
+    pub event_destinations: Table,
+    pub payment_methods: Table,
+    /// How each payment method behaves when it is charged.
+    pub cards: HashMap<String, Card>,
+    pub checkout_sessions: Table,
+    /// What each session sells.
+    pub checkout_orders: HashMap<String, Order>,
+    pub portal_configurations: Table,
+    pub portal_sessions: Table,
+    pub schedules: Table,
+    pub test_clocks: Table,
+    /// By test clock.
+    pub test_timetables: HashMap<String, Timetable>,
     pub subscriptions: Subscriptions,
     pub meter_events: MeterEvents,
     pub deliveries: Deliveries,
-    /// By moment, in whole seconds.
-    pub schedule: BTreeSet<(i64, Due)>,
+    /// By the simulator's own clock.
+    pub timetable: Timetable,
     pub keys: Keys,
+    pub limits: Limits,
     pub requests: Vec<LoggedRequest>,
 }
 
@@ -111,14 +153,15 @@ pub(super) struct Origin {
 pub(super) struct Call<'a> {
     pub state: &'a mut State,
     pub entropy: &'a Entropy,
+    /// The moment of what is being done: that of a test clock, if it concerns one.
     pub now: Timestamp,
+    /// The moment by the simulator's own clock.
+    pub real_now: Timestamp,
     pub origin: Origin,
-    /// See [`super::Faults::drop_webhooks`].
-    pub drop_webhooks: bool,
-    /// See [`super::Faults::refuse_meter_events_at_once`].
-    pub refuse_at_once: bool,
-    /// See [`super::Faults::summary_lag_seconds`].
-    pub summary_lag_seconds: u64,
+    /// The switches as they are.
+    pub faults: Faults,
+    /// Where the simulator listens, for the pages it links to.
+    pub base_url: &'a str,
 }
 
 impl Call<'_> {
@@ -134,6 +177,16 @@ impl Call<'_> {
     pub fn customer(&self, id: &str, param: &str) -> Result<&Value, ApiError> {
         let customer = self.state.customers.get(id).filter(exists);
         customer.ok_or_else(|| ApiError::no_such_param("customer", id, param))
+    }
+
+    /// Goes over to the time of a customer's test clock, if it has one, for the rest of the call.
+    pub fn enter_time_of(&mut self, customer: &str) {
+        let frozen_s = self.state.clock_of(customer).and_then(|clock| {
+            self.state.test_clocks.get(clock).and_then(|clock| clock["frozen_time"].as_i64())
+        });
+        if let Some(frozen_s) = frozen_s {
+            self.now = Timestamp::from_seconds(frozen_s);
+        }
     }
 }
 
@@ -218,6 +271,19 @@ impl Page {
 }
 
 impl State {
+    /// The test clock that a customer lives by.
+    pub fn clock_of(&self, customer: &str) -> Option<&str> {
+        self.customers.get(customer)?["test_clock"].as_str()
+    }
+
+    /// The timetable that a customer's objects are on.
+    pub fn timetable_of(&mut self, customer: &str) -> &mut Timetable {
+        match self.clock_of(customer).map(str::to_owned) {
+            Some(clock) => self.test_timetables.entry(clock).or_default(),
+            None => &mut self.timetable,
+        }
+    }
+
     /// Replaces the id at `path` by the object, as `expand[]` asks. What is already an object, or
     /// null, stays.
     pub fn expand(&self, object: &mut Value, path: &str) -> Result<(), ApiError> {
@@ -248,7 +314,16 @@ impl State {
     }
 
     fn find(&self, id: &str) -> Option<Value> {
-        let tables = [&self.customers, &self.products, &self.prices, &self.invoices];
+        let tables = [
+            &self.customers,
+            &self.products,
+            &self.prices,
+            &self.invoices,
+            &self.payment_methods,
+            &self.portal_configurations,
+            &self.schedules,
+            &self.test_clocks,
+        ];
         let found = tables.iter().find_map(|table| table.get(id)).cloned();
         found.or_else(|| self.subscriptions.get(id).map(|found| found.render(&self.prices)))
     }

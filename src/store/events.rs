@@ -1,6 +1,7 @@
 //! Usage events: one immutable row for each accepted run, and for each answer that is remembered.
 //! A row is also the record of its idempotency key.
 
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -16,7 +17,7 @@ use crate::domain::plan::Enforcement;
 use crate::domain::run::RunFacts;
 
 /// What an event is known by, beside its customer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EventKey {
     /// The caller's idempotency key, and a hash of what it asked under it.
     Request { key: String, request_hash: String },
@@ -46,7 +47,7 @@ pub struct Remembered {
 }
 
 /// A usage event about to be written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewEvent {
     pub facts: Facts,
     pub series: i64,

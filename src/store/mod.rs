@@ -9,12 +9,14 @@ pub mod customers;
 pub mod events;
 pub mod history;
 pub mod inbox;
+pub mod journal;
 pub mod keys;
 pub mod leases;
 pub mod notices;
 pub mod outbox;
 pub mod plans;
 pub mod quotas;
+pub mod reports;
 pub mod reservations;
 mod rowset;
 pub mod usage;
@@ -104,11 +106,17 @@ impl Dialect {
     }
 
     /// SQLite has one writer: taking its lock first avoids the failed upgrade from reading to
-    /// writing, which no busy timeout covers. PostgreSQL locks rows as it meets them.
+    /// writing, which no busy timeout covers. PostgreSQL locks rows as it meets them; but it keeps
+    /// the plan it once made for a prepared statement, and one made while a table was small reads
+    /// the whole table ever after. Write transactions look up a few rows by their keys, so they
+    /// are told not to.
     fn begin(self) -> &'static str {
         match self {
             Self::Sqlite => "BEGIN IMMEDIATE",
-            Self::Postgres => "BEGIN",
+            Self::Postgres => {
+                "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                 SET LOCAL enable_mergejoin = off"
+            }
         }
     }
 
@@ -315,6 +323,16 @@ impl Tx {
             return None;
         }
         self.changed.set().replace(HashSet::new())
+    }
+
+    /// The same for everyone.
+    fn changes_all(&self) {
+        *self.changed.set() = None;
+    }
+
+    /// The same for customers whose rows were locked as a set.
+    pub fn note_changes<'i>(&self, ids: impl IntoIterator<Item = &'i CustomerId>) {
+        ids.into_iter().for_each(|id| self.changes(id));
     }
 
     /// Notes that this transaction may change a customer. Too early is no harm; the gate reads

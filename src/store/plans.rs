@@ -3,6 +3,7 @@
 use sqlx::Row;
 
 use super::{Result, Store, Tx};
+use crate::domain::ids::PlanId;
 
 impl Store {
     /// The newest plans file and its version number.
@@ -51,6 +52,53 @@ impl Store {
 }
 
 impl Tx {
+    /// The newest plans file and its version number.
+    pub async fn newest_plans(&mut self) -> Result<Option<(i64, String)>> {
+        let row =
+            sqlx::query("SELECT version, source FROM plan_versions ORDER BY version DESC LIMIT 1")
+                .fetch_optional(self.connection())
+                .await?;
+        row.map(|row| Ok((row.try_get("version")?, row.try_get("source")?))).transpose()
+    }
+
+    /// Lets those who are on a plan keep its limits of that version of the plans file, unless they
+    /// keep older ones; `is_default` for those without a subscription too. Answers how many.
+    pub async fn keep_terms(
+        &mut self,
+        plan_id: &PlanId,
+        is_default: bool,
+        version: i64,
+    ) -> Result<u64> {
+        self.changes_all();
+        let done = sqlx::query(
+            "UPDATE customers SET terms_version = $3, revision = revision + 1 \
+             WHERE terms_version IS NULL AND deleted_at_ms IS NULL \
+             AND (plan_id = $1 OR (plan_id IS NULL AND $2 = 1))",
+        )
+        .bind(plan_id.as_str())
+        .bind(i64::from(is_default))
+        .bind(version)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Begins a new entitlement version for those who are on a plan whose limits have changed for
+    /// them, so that thresholds are told again under the new ones. Answers how many.
+    pub async fn renew_entitlements(&mut self, plan_id: &PlanId, is_default: bool) -> Result<u64> {
+        self.changes_all();
+        let done = sqlx::query(
+            "UPDATE customers SET entitlement_version = entitlement_version + 1, \
+             revision = revision + 1 WHERE terms_version IS NULL AND deleted_at_ms IS NULL \
+             AND (plan_id = $1 OR (plan_id IS NULL AND $2 = 1))",
+        )
+        .bind(plan_id.as_str())
+        .bind(i64::from(is_default))
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
     /// Puts a plans file in force and answers its version; the newest one stays as it is if it is
     /// the same file.
     pub async fn activate_plans(&mut self, source: &str) -> Result<i64> {

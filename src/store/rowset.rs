@@ -3,8 +3,9 @@
 //!
 //! The two databases take a set in different ways by necessity. PostgreSQL reads it from one JSON
 //! parameter, so that there is one statement to plan. SQLite would parse that JSON once for each
-//! value it takes out, which was measured to cost more than the insert itself; but preparing costs
-//! it little, so it gets a parameter for each value, in statements of a few fixed sizes.
+//! value it takes out, which was measured to cost more than the insert itself; so it gets a parameter
+//! for each value, in statements of a few fixed sizes. What is not bound is NULL there, so a set that
+//! is smaller than its statement ends with rows of nothing, which are left out again.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -42,8 +43,9 @@ impl<'a> Cell<'a> {
 /// A column's name and type.
 pub(crate) type Column = (&'static str, Kind);
 
-/// How many rows one statement of SQLite takes; larger sets are cut into these.
-const SIZES: [usize; 5] = [256, 64, 16, 4, 1];
+/// How many rows one statement of SQLite takes: a set goes into the smallest it fits, and one that
+/// fits none is cut.
+const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
 
 /// A statement over a set of rows.
 pub(crate) struct SetStatement {
@@ -62,6 +64,7 @@ impl SetStatement {
         before: &str,
         after: &str,
     ) -> Self {
+        debug_assert!(!columns.is_empty(), "the first column is what tells a row from none");
         let text = |set: String| Arc::from(format!("{before} {set} AS w {after}"));
         let texts = match dialect {
             Dialect::Sqlite => SIZES.iter().map(|size| text(values(columns, *size))).collect(),
@@ -114,17 +117,14 @@ impl SetStatement {
             let all = sqlx::query(assembled(self.texts[0].clone())).bind(json(rows));
             return if rows.is_empty() { Vec::new() } else { vec![all] };
         }
-        let (mut queries, mut rest) = (Vec::new(), rows);
-        for (size, text) in SIZES.iter().zip(&self.texts) {
-            while rest.len() >= *size {
-                let (these, others) = rest.split_at(*size);
-                let query = sqlx::query(assembled(text.clone()));
-                queries.push(these.iter().flatten().fold(query, bind));
-                rest = others;
-            }
-        }
         debug_assert!(rows.iter().all(|row| row.len() == self.columns.len()));
-        queries
+        let cut = rows.chunks(SIZES[SIZES.len() - 1]);
+        cut.map(|rows| {
+            let fits = SIZES.iter().position(|size| rows.len() <= *size);
+            let text = &self.texts[fits.unwrap_or(SIZES.len() - 1)];
+            rows.iter().flatten().fold(sqlx::query(assembled(text.clone())), bind)
+        })
+        .collect()
     }
 }
 
@@ -151,12 +151,10 @@ fn values(columns: &[Column], rows: usize) -> String {
         .enumerate()
         .map(|(at, (name, _))| format!("column{} AS {name}", at + 1))
         .collect();
-    let row = |n: usize| {
-        let marks: Vec<_> = (1..=width).map(|at| format!("${}", n * width + at)).collect();
-        format!("({})", marks.join(", "))
-    };
-    let rows: Vec<_> = (0..rows).map(row).collect();
-    format!("(SELECT {} FROM (VALUES {}))", named.join(", "), rows.join(", "))
+    // Marks without a number are the quickest to bind.
+    let row = format!("({})", vec!["?"; width].join(", "));
+    let rows = vec![row; rows].join(", ");
+    format!("(SELECT {} FROM (VALUES {rows}) WHERE column1 IS NOT NULL)", named.join(", "))
 }
 
 /// The keys of the JSON are numbers: their names would be most of its length.
@@ -212,11 +210,10 @@ mod tests {
     const COLUMNS: &[Column] = &[("name", Kind::Text), ("units", Kind::BigInt)];
 
     #[test]
-    fn sets_of_any_size_are_cut_into_the_fixed_ones() {
+    fn a_set_goes_into_one_statement_until_it_fits_none() {
         let statement = SetStatement::new(Dialect::Sqlite, COLUMNS, "SELECT * FROM", "");
         let queries = |rows| statement.queries(&vec![vec![Cell::text("a"), Cell::Int(1)]; rows]);
-        for (rows, statements) in [(0, 0), (1, 1), (5, 2), (64, 1), (341, 5), (600, 2 + 1 + 1 + 2)]
-        {
+        for (rows, statements) in [(0, 0), (1, 1), (5, 1), (256, 1), (257, 2), (600, 3)] {
             assert_eq!(queries(rows).len(), statements, "{rows}");
         }
     }
@@ -230,13 +227,14 @@ mod tests {
     #[test]
     fn each_database_gets_its_own_words() {
         let text = |dialect| {
-            SetStatement::insert(dialect, "t", COLUMNS, "ON CONFLICT DO NOTHING").texts.pop()
+            let texts = SetStatement::insert(dialect, "t", COLUMNS, "ON CONFLICT DO NOTHING").texts;
+            texts.into_iter().next()
         };
         assert_eq!(
             text(Dialect::Sqlite).as_deref(),
             Some(
                 "INSERT INTO t (name, units) SELECT name, units FROM (SELECT column1 AS name, \
-                 column2 AS units FROM (VALUES ($1, $2))) AS w WHERE true ON CONFLICT DO NOTHING"
+                 column2 AS units FROM (VALUES (?, ?)) WHERE column1 IS NOT NULL) AS w WHERE true ON CONFLICT DO NOTHING"
             )
         );
         assert!(text(Dialect::Postgres).unwrap().contains("json_to_recordset(CAST($1 AS json))"));

@@ -3,6 +3,7 @@
 mod denials;
 mod keys;
 mod load;
+mod outage;
 
 use std::time::Duration;
 

@@ -18,6 +18,7 @@ mod pages;
 mod plans;
 mod process;
 mod quotas;
+mod report;
 mod sandbox;
 mod simulator;
 mod store;

@@ -5,6 +5,7 @@ use tollgate::cli::start::{Drive, Running, StartError, start};
 use tollgate::clock::Clock;
 use tollgate::config::Config;
 use tollgate::entropy::Entropy;
+use tollgate::gate::quotas::{Change, change};
 use tollgate::jobs::Job;
 
 use crate::harness::postgres::TestDb;
@@ -213,4 +214,62 @@ async fn a_running_daemon_notices_by_itself_and_its_status_says_what_is_wrong() 
     })
     .await;
     daemon.stop().await;
+}
+
+/// Starter with another number, which leaves those who are on it as they are.
+fn starter_grants_newcomers(runs: i64) -> String {
+    starter_grants(runs).replacen("id = \"starter\"", "id = \"starter\"\ngrandfather = true", 1)
+}
+
+both_databases! {
+    async fn who_is_on_a_grandfathered_plan_keeps_its_number_until_moved(db: TestDb) {
+        let mut world = World::start(&db).await;
+        world.customer("acme").await;
+        world.run("acme").await;
+        std::fs::write(world.plans_file(), starter_grants_newcomers(50)).unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+        assert_eq!(granted(&world).await, 200);
+        assert_eq!(world.run("acme").await["balance"]["granted"], 200, "the writer knows it too");
+        world.restart().await;
+        assert_eq!(granted(&world).await, 200);
+        let newcomer = json!({
+            "customer_id": "new", "feature_id": "ai_runs", "send_event": true, "customer_data": {},
+        });
+        let answer = world.call("POST", "/v1/check", &newcomer).await.ok();
+        assert_eq!(answer["balance"]["granted"], 50);
+        let moved = Change::KeepTerms { version: None };
+        assert!(change(world.app(), &"acme".parse().unwrap(), "test", moved).await.unwrap());
+        assert_eq!(granted(&world).await, 50);
+        assert_eq!(world.run("acme").await["balance"]["granted"], 50);
+        let mut actions: Vec<_> =
+            world.list("/audit").await.iter().map(|row| row["action"].to_string()).collect();
+        actions.sort();
+        assert_eq!(actions, ["\"plan.grandfathered\"", "\"terms.moved\""]);
+    }
+
+    async fn a_change_of_plan_ends_what_was_kept(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let stripe_id = world.link("acme").await;
+        let subscription = world.subscribe(&stripe_id, "starter_monthly").await;
+        std::fs::write(world.plans_file(), starter_grants_newcomers(50)).unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+        assert_eq!(granted(&world).await, 200);
+        world.change_price(&subscription, "team_monthly").await;
+        world.change_price(&subscription, "starter_monthly").await;
+        assert_eq!(granted(&world).await, 50);
+    }
+
+    async fn a_changed_number_is_told_again_when_usage_comes_to_it(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.runs("acme", 160).await;
+        world.settle().await;
+        std::fs::write(world.plans_file(), starter_grants(400)).unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+        world.runs("acme", 160).await;
+        world.settle().await;
+        let nudge = "You've used 80% of your AI runs this month.";
+        assert_eq!(world.subjects(), [nudge, nudge], "of 200, and of 400");
+    }
 }

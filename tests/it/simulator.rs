@@ -1,16 +1,20 @@
-//! The simulator, judged by the official SDK over real HTTP.
+//! The simulator, judged by the official SDKs and CLI over real HTTP.
 
 use tollgate::clock::Clock;
 use tollgate::entropy::Entropy;
 use tollgate::sim::{FaultKind, SimConfig, Simulator};
 
-use crate::harness::sdk;
+use crate::harness::{judge, sdk};
 
 const KEY: &str = "sk_test_walk";
 
 async fn simulator() -> Simulator {
+    simulator_at(Clock::manual("2026-11-01T09:00:00Z".parse().unwrap())).await
+}
+
+async fn simulator_at(clock: Clock) -> Simulator {
     let config = SimConfig {
-        clock: Clock::manual("2026-11-01T09:00:00Z".parse().unwrap()),
+        clock,
         entropy: Entropy::seeded(7),
         api_key: KEY.to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -42,6 +46,7 @@ async fn a_customers_life_told_by_the_official_sdk_is_what_the_simulator_has() {
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!(refused[0].path, "/v1/billing/meter_events");
     assert_eq!(refused[0].status, Some(400));
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
     simulator.stop().await;
 }
 
@@ -67,5 +72,83 @@ async fn the_sdk_names_the_simulators_faults_as_it_names_stripes() {
         let surprise = sdk::drive(&simulator.base_url(), KEY).await.expect_err("a fault");
         assert!(surprise.contains(name), "{kind:?}: {surprise}");
     }
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_sdk_is_led_through_every_resource_without_a_surprise() {
+    let simulator = simulator().await;
+    let made = sdk::tour(&simulator.base_url(), KEY).await.expect("nothing surprises the SDK");
+    assert!(made["subscription"].as_str().is_some_and(|id| id.starts_with("sub_")), "{made}");
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdk_for_python_is_not_surprised_either() {
+    let simulator = simulator().await;
+    sdk::drive_python(&simulator.base_url(), KEY).await.expect("nothing surprises the SDK");
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_cli_brings_about_the_events_it_is_asked_for() {
+    let simulator = simulator().await;
+    for event in [
+        "customer.updated",
+        "customer.deleted",
+        "customer.subscription.updated",
+        "customer.subscription.deleted",
+        "customer.subscription.paused",
+        "customer.subscription.trial_will_end",
+        "invoice.paid",
+        "payment_method.attached",
+        "billing_portal.configuration.created",
+        "billing_portal.session.created",
+        "test_helpers.test_clock.ready",
+    ] {
+        sdk::trigger(&simulator.base_url(), KEY, event).await.expect("the trigger succeeds");
+        let told = simulator.events().into_iter().rfind(|told| told["type"] == event);
+        let object =
+            told.unwrap_or_else(|| panic!("{event} was not told of"))["data"]["object"].clone();
+        if event == "billing_portal.configuration.created" {
+            // The next trigger opens a session without naming a configuration.
+            simulator.set_default_portal(object["id"].as_str().unwrap()).unwrap();
+        }
+    }
+    // A card that fails is refused to the CLI's last call, and told of none the less.
+    for event in ["invoice.payment_failed", "invoice.payment_action_required"] {
+        sdk::trigger(&simulator.base_url(), KEY, event).await.expect("the trigger succeeds");
+        assert!(simulator.events().into_iter().any(|told| told["type"] == event), "{event}");
+    }
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
+    simulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_of_failed_usage_is_what_the_sdk_takes_it_for() {
+    let clock = Clock::manual("2026-11-01T09:00:00Z".parse().unwrap());
+    let simulator = simulator_at(clock.clone()).await;
+    let base = simulator.base_url();
+    simulator.seed_catalog(&[], &["ai_runs"]).unwrap();
+    for event_name in ["ai_runs", "no_such_meter"] {
+        let form = format!(
+            "event_name={event_name}&payload[stripe_customer_id]=cus_none&payload[value]=1"
+        );
+        let post = reqwest::Client::new().post(format!("{base}/v1/billing/meter_events"));
+        let post =
+            post.bearer_auth(KEY).header("content-type", "application/x-www-form-urlencoded");
+        assert_eq!(post.body(form).send().await.unwrap().status().as_u16(), 200);
+    }
+    clock.advance(std::time::Duration::from_secs(10)).unwrap();
+    let reports = simulator.thin_events();
+    assert_eq!(reports.len(), 2);
+    for report in reports {
+        let id = report["id"].as_str().unwrap();
+        let read = sdk::read_thin(&base, KEY, id).await.expect("nothing surprises the SDK");
+        assert_eq!(read["error_count"], 1);
+    }
+    assert_eq!(judge::mistakes(&simulator), [""; 0]);
     simulator.stop().await;
 }

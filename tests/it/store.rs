@@ -22,6 +22,7 @@ use tollgate::store::events::{EventKey, NewEvent, hold};
 use tollgate::store::inbox::EventOutcome;
 use tollgate::store::notices::Notice;
 use tollgate::store::outbox::{NewMeterEvent, SendOutcome};
+use tollgate::store::reports::RecordedRun;
 use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
@@ -389,6 +390,46 @@ both_databases! {
         let mut tx = store.begin().await.unwrap();
         assert!(tx.insert_customer(&customer()).await.unwrap());
         tx.commit().await.unwrap();
+    }
+}
+
+both_databases! {
+    async fn the_pricing_report_is_handed_runs_in_order_and_customers_with_their_plans(db: TestDb) {
+        let store = open(&db).await;
+        let counted = |id: &str, decided_at| {
+            let event = usage_event();
+            let facts = Facts { counted: 2, decided_at, hold: None, intent: Intent::Record, ..event.facts };
+            NewEvent { facts, key: EventKey::Own(id.to_owned()), ..event }
+        };
+        let (earlier, later) = (now(), now().plus(Duration::from_secs(60)));
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_customer(&customer()).await.unwrap();
+        // The third counts nothing: it is no run.
+        let events = [counted("a", later), counted("b", earlier), usage_event()];
+        tx.insert_events(&events).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let feature = "ai_runs".parse().unwrap();
+        let (mut runs, mut customers) = (Vec::new(), Vec::new());
+        let take = |run: &RecordedRun| runs.push(run.clone());
+        store.each_recorded_run(&feature, now(), later.plus(Duration::from_millis(1)), take).await.unwrap();
+        assert_eq!(runs.iter().map(|run| run.at).collect::<Vec<_>>(), [earlier, later]);
+        let expected = RecordedRun {
+            customer_id: "acme".to_owned(),
+            plan_id: Some("pro".to_owned()),
+            at: earlier,
+            units: 2,
+            model: Some("claude-haiku".to_owned()),
+            input_tokens: 1200,
+            cached_input_tokens: 1000,
+            output_tokens: 80,
+            cost_picodollars: Some(600_000_000),
+        };
+        assert_eq!(runs[0], expected);
+        store.each_recorded_run(&feature, later, later, |run| panic!("{run:?}")).await.unwrap();
+        let take = |id: &str, plan: Option<&str>| customers.push((id.to_owned(), plan.is_some()));
+        store.each_customer_and_plan(november().end, take).await.unwrap();
+        assert_eq!(customers, [("acme".to_owned(), false)]);
     }
 }
 

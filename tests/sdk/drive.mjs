@@ -8,26 +8,11 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 
-import Stripe from 'stripe';
-
+import { connect } from './connect.mjs';
 import { usage } from './input.mjs';
 
 const [baseUrl, key] = process.argv.slice(2);
 if (!baseUrl || !key) usage('drive.mjs BASE_URL KEY');
-
-/** The official client, pointed elsewhere. Without retries, so that each fault is seen. */
-function connect(url, apiKey) {
-  const { protocol, hostname, port, pathname } = new URL(url);
-  assert.equal(pathname, '/', 'the SDK knows no path prefix');
-  return new Stripe(apiKey, {
-    protocol: protocol.replace(':', ''),
-    host: hostname,
-    port: port || (protocol === 'https:' ? 443 : 80),
-    maxNetworkRetries: 0,
-    timeout: 20_000,
-    telemetry: false,
-  });
-}
 
 /** A product with a metered and two flat prices: one plan to start on and one to move to. */
 async function catalogue(stripe, tail) {

@@ -8,11 +8,12 @@ use toml::de::DeTable;
 
 use super::limits::read_limits;
 use super::mistakes::{PlanFileErrors, PlanFileMistake};
+use super::models::{ModelPrices, read_models};
 use super::reader::{Found, Node, Place, Reader, Section};
 use super::rules::{self, OutageWord};
 use super::{
-    Catalog, CreditRate, CreditTable, Feature, Limit, ModelPrice, OnOutage, Plan, Policy, Price,
-    Retention, Schedule, Unlock,
+    Catalog, CreditRate, CreditTable, Feature, Limit, OnOutage, Plan, Policy, Price, Retention,
+    Schedule, Unlock,
 };
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, Money};
@@ -319,47 +320,32 @@ fn read_on_outage(reader: &mut Reader, plan: &Section<'_>) -> Option<OnOutage> {
     }
 }
 
-/// A model whose prices could not be read is still known by name.
-fn read_models(reader: &mut Reader, root: &Section<'_>) -> BTreeMap<String, Option<ModelPrice>> {
-    let Some(node) = reader.optional(root, "models") else {
-        return BTreeMap::new();
-    };
-    let mut models = BTreeMap::new();
-    for (name, node) in reader.entries(&node, &rules::MODEL_NAME) {
-        let price = read_model(reader, &name, &node);
-        models.insert(name, price);
-    }
-    models
-}
-
-fn read_model(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<ModelPrice> {
-    let [input, output, cached_input] =
-        read_rates(reader, model, node, ["input", "output", "cached_input"])?;
-    Some(ModelPrice {
-        input_picodollars_per_token: input,
-        output_picodollars_per_token: output,
-        cached_input_picodollars_per_token: cached_input,
-    })
-}
-
-/// Reads rates for input, output and cached input tokens; cached input costs as input unless it
-/// has a rate of its own.
-fn read_rates(
+/// A table of rates for one model.
+pub(super) fn model_section<'a>(
     reader: &mut Reader,
     model: &str,
-    node: &Node<'_>,
-    keys: [&str; 3],
-) -> Option<[i64; 3]> {
-    if let Some(inner) = node.first_table().filter(|key| !keys.contains(key)) {
+    node: &Node<'a>,
+    known: &[&str],
+) -> Option<Section<'a>> {
+    if let Some(inner) = node.first_table().filter(|key| !known.contains(key)) {
         // TOML took the dot in [models.gpt-4.1] for a table within a table.
         reader
             .wrong(&node.place, format!("needs quotes if its name has a dot: \"{model}.{inner}\""));
         return None;
     }
-    let section = reader.section(node, &keys)?;
-    let input = reader.required_value(&section, keys[0], &rules::RATE);
-    let output = reader.required_value(&section, keys[1], &rules::RATE);
-    let cached_input = reader.optional_value(&section, keys[2], &rules::RATE);
+    reader.section(node, known)
+}
+
+/// Reads rates for input, output and cached input tokens; cached input costs as input unless it
+/// has a rate of its own.
+pub(super) fn read_rates(
+    reader: &mut Reader,
+    section: &Section<'_>,
+    keys: [&str; 3],
+) -> Option<[i64; 3]> {
+    let input = reader.required_value(section, keys[0], &rules::RATE);
+    let output = reader.required_value(section, keys[1], &rules::RATE);
+    let cached_input = reader.optional_value(section, keys[2], &rules::RATE);
     let (input, output) = (input?.value, output?.value);
     Some([input, output, cached_input.map_or(input, |found| found.value)])
 }
@@ -370,7 +356,7 @@ type CreditDrafts = BTreeMap<FeatureId, BTreeMap<String, Option<CreditRate>>>;
 fn read_credits(
     reader: &mut Reader,
     root: &Section<'_>,
-    models: &BTreeMap<String, Option<ModelPrice>>,
+    models: &BTreeMap<String, Option<ModelPrices>>,
 ) -> CreditDrafts {
     let mut credits = CreditDrafts::new();
     let Some(node) = reader.optional(root, "credits") else {
@@ -417,7 +403,8 @@ fn finish_credits(
 
 fn read_credit_rate(reader: &mut Reader, model: &str, node: &Node<'_>) -> Option<CreditRate> {
     let keys = ["per_1k_input", "per_1k_output", "per_1k_cached_input"];
-    let [input, output, cached_input] = read_rates(reader, model, node, keys)?;
+    let section = model_section(reader, model, node, &keys)?;
+    let [input, output, cached_input] = read_rates(reader, &section, keys)?;
     Some(CreditRate {
         input_nanocredits_per_token: input,
         output_nanocredits_per_token: output,

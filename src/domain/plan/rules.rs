@@ -6,6 +6,7 @@ use toml::de::DeValue;
 
 use super::Interval;
 use super::reader::Rule;
+use crate::clock::Timestamp;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, parse_decimal};
 use crate::domain::run;
@@ -137,6 +138,16 @@ pub(super) const ON_OUTAGE: Rule<OutageWord> = Rule {
 pub(super) const RATE: Rule<i64> = Rule {
     wanted: "a decimal number in quotes such as \"0.25\", at most 1000000, with at most 6 decimals",
     read: |value| parse_decimal(value.as_str()?, RATE_DECIMALS).filter(|rate| *rate <= MAX_RATE),
+};
+
+/// Midnight (00:00 UTC) of the day.
+pub(super) const DAY: Rule<Timestamp> = Rule {
+    wanted: "a day in quotes such as \"2026-10-01\"; it begins at 00:00 UTC",
+    read: |value| {
+        let day: jiff::civil::Date = value.as_str()?.parse().ok()?;
+        let midnight = day.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        Some(Timestamp::from_jiff(midnight.timestamp()))
+    },
 };
 
 pub(super) const METERING_WINDOW: Rule<Duration> = Rule {

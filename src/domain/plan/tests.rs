@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Timestamp;
 
 mod terms;
 
@@ -92,11 +93,11 @@ fn the_examples_costs_and_policies_are_exact() {
     let catalog = Catalog::parse(EXAMPLE).unwrap();
     assert_eq!(
         catalog.models["claude-haiku"],
-        ModelPrice {
+        ModelPrices::always(ModelPrice {
             input_picodollars_per_token: 1_000_000,
             output_picodollars_per_token: 5_000_000,
             cached_input_picodollars_per_token: 100_000,
-        }
+        })
     );
     assert_eq!(
         catalog.credits["ai_credits"].rates["claude-haiku"],
@@ -344,7 +345,8 @@ fn costs_are_checked() {
         "14: models.gpt-4: needs quotes if its name has a dot: \"gpt-4.1\""
     );
     let edge = format!("{SMALL}[models.m]\ninput = \"1000000\"\noutput = \"0.000001\"\n");
-    let model = Catalog::parse(&edge).unwrap().models["m"];
+    let catalog = Catalog::parse(&edge).unwrap();
+    let model = catalog.models["m"].at(Timestamp::from_ms(0)).unwrap();
     assert_eq!(
         (model.input_picodollars_per_token, model.output_picodollars_per_token),
         (1_000_000_000_000, 1)
@@ -381,6 +383,43 @@ fn models_without_credits_count_as_the_one_that_the_feature_names() {
     );
     let bad_rate = changed(&named, "per_1k_input = \"1\"", "per_1k_input = 1");
     assert_eq!(mistakes(&bad_rate).lines().count(), 1, "{}", mistakes(&bad_rate));
+}
+
+#[test]
+fn a_models_price_is_the_one_in_force_at_the_moment() {
+    let source = format!(
+        "{SMALL}[models.m]\ninput = \"1\"\noutput = \"2\"\n\
+         [[models.m.prices]]\nfrom = \"2027-01-01\"\ninput = \"3\"\noutput = \"4\"\n\
+         [[models.m.prices]]\nfrom = \"2026-10-01\"\ninput = \"5\"\noutput = \"6\"\n\
+         [models.late]\nprices = [{{ from = \"2026-10-01\", input = \"7\", output = \"8\" }}]\n"
+    );
+    let catalog = Catalog::parse(&source).unwrap();
+    let input_at = |model: &str, at: &str| {
+        let price = catalog.models[model].at(at.parse().unwrap());
+        price.map(|price| price.input_picodollars_per_token / 1_000_000)
+    };
+    assert_eq!(input_at("m", "2000-01-01T00:00:00Z"), Some(1));
+    assert_eq!(input_at("m", "2026-09-30T23:59:59.999Z"), Some(1));
+    assert_eq!(input_at("m", "2026-10-01T00:00:00Z"), Some(5));
+    assert_eq!(input_at("m", "2027-01-01T00:00:00Z"), Some(3));
+    assert_eq!(input_at("late", "2026-09-30T23:59:59.999Z"), None);
+    assert_eq!(input_at("late", "2026-10-01T00:00:00Z"), Some(7));
+}
+
+#[test]
+fn dated_prices_are_checked() {
+    let dated = |prices: &str| complaint_after(&format!("[models.m]\nprices = {prices}"));
+    assert_eq!(dated("[]"), "15: models.m.prices: must have at least one price");
+    assert_eq!(
+        dated("[{ from = \"2026-02-30\", input = \"1\", output = \"1\" }]"),
+        "15: models.m.prices[0].from: must be a day in quotes such as \"2026-10-01\"; it begins at 00:00 UTC"
+    );
+    let twice = "[{ from = \"2026-10-01\", input = \"1\", output = \"1\" }, \
+                  { from = \"2026-10-01\", input = \"2\", output = \"1\" }]";
+    assert_eq!(
+        dated(twice),
+        "15: models.m.prices[1].from: must be unique; another price holds from the same day"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use super::*;
-use crate::sim::{FaultKind, Faults};
+use crate::sim::{FaultKind, Faults, Limit, WebhookDamage};
 
 const PATH: &str = "/v1/customers";
 
@@ -135,4 +135,138 @@ async fn the_switches_can_be_thrown_over_http() {
     assert_eq!(now, Faults { drop_webhooks: true, ..Faults::default() });
     let wrong = desk.client.post(&url).body(r#"{"dorp": 1}"#).send().await.unwrap();
     assert_eq!(wrong.status().as_u16(), 400);
+}
+
+#[tokio::test]
+async fn twins_of_one_change_differ_only_in_their_ids() {
+    let (desk, endpoint) = (desk().await, Endpoint::start().await);
+    desk.sim.add_webhook_endpoint(&endpoint.url, "whsec_test");
+    desk.sim.change_faults(|faults| faults.twin_events = true);
+    desk.customer().await;
+    desk.sim.deliver_pending().await;
+    let mut twins: Vec<Value> = endpoint.take().iter().map(Received::json).collect();
+    assert_eq!(twins.len(), 2);
+    assert_ne!(twins[0]["id"], twins[1]["id"]);
+    twins[1]["id"] = twins[0]["id"].clone();
+    assert_eq!(twins[0], twins[1]);
+}
+
+#[tokio::test]
+async fn webhooks_can_come_before_the_answer() {
+    let (desk, endpoint) = (desk().await, Endpoint::start().await);
+    desk.sim.add_webhook_endpoint(&endpoint.url, "whsec_test");
+    desk.sim.change_faults(|faults| faults.webhooks_before_answers = true);
+    desk.customer().await;
+    // Nobody has asked for a delivery, and the answer is only just here.
+    assert_eq!(endpoint.take_kinds(), ["customer.created"]);
+}
+
+#[tokio::test]
+async fn each_damage_to_a_webhook_is_the_one_it_says() {
+    let (desk, endpoint) = (desk().await, Endpoint::start().await);
+    desk.sim.add_webhook_endpoint(&endpoint.url, "whsec_test");
+    let receive = async |damage| {
+        desk.sim.change_faults(|faults| faults.webhook_damage = Some(damage));
+        desk.subscribe("starter_monthly", &[]).await;
+        desk.sim.deliver_pending().await;
+        let received = endpoint.take();
+        received.into_iter().find(|got| got.kind() == "customer.subscription.created").unwrap()
+    };
+    let signed = |secret: &str, at_s: i64, body: &str| {
+        crate::sim::webhooks::signature(&[secret.to_owned()], Timestamp::from_seconds(at_s), body)
+    };
+    let now_s = seconds(START);
+    let stale = receive(WebhookDamage::StaleSignature).await;
+    assert_eq!(stale.signature, signed("whsec_test", now_s - 600, &stale.body));
+    let foreign = receive(WebhookDamage::ForeignSecret).await;
+    assert_ne!(foreign.signature, signed("whsec_test", now_s, &foreign.body));
+    let altered = receive(WebhookDamage::AlteredWhitespace).await;
+    assert_ne!(altered.signature, signed("whsec_test", now_s, &altered.body));
+    assert_eq!(altered.signature, signed("whsec_test", now_s, &format!("{:#}", altered.json())));
+    let old = receive(WebhookDamage::OldApiVersion).await;
+    assert_eq!(old.signature, signed("whsec_test", now_s, &old.body));
+    assert_eq!(old.json()["api_version"], "2024-06-20");
+    assert!(old.json()["data"]["object"]["current_period_end"].is_i64());
+}
+
+#[tokio::test]
+async fn a_rolled_secret_signs_beside_the_new_one_for_a_day() {
+    let (desk, endpoint) = (desk().await, Endpoint::start().await);
+    let webhook = desk.sim.add_webhook_endpoint(&endpoint.url, "whsec_old");
+    desk.sim.roll_webhook_secret(&webhook, "whsec_new").unwrap();
+    let count = async || {
+        desk.customer().await;
+        desk.sim.deliver_pending().await;
+        endpoint.take()[0].signature.matches("v1=").count()
+    };
+    assert_eq!(count().await, 2);
+    desk.clock.advance(DAY);
+    assert_eq!(count().await, 1);
+    assert!(desk.sim.roll_webhook_secret("we_none", "whsec_new").is_err());
+}
+
+#[tokio::test]
+async fn bodies_come_late_or_only_half() {
+    let desk = desk().await;
+    desk.sim.fail_next(PATH, 1, FaultKind::CutBody);
+    assert!(desk.send(Method::POST, PATH, &[], &[]).await.is_err());
+    assert_eq!(desk.count_customers().await, 1);
+    desk.sim.fail_next(PATH, 1, FaultKind::SlowBodyMs(30_000));
+    let url = format!("{}{PATH}", desk.sim.base_url());
+    let head = desk.client.post(url).bearer_auth(KEY).send().await.unwrap();
+    assert_eq!((head.status().as_u16(), desk.count_customers().await), (200, 2));
+    desk.clock.advance(Duration::from_secs(30));
+    assert!(head.text().await.unwrap().contains("cus_"));
+}
+
+#[tokio::test]
+async fn advice_and_reasons_are_in_the_headers() {
+    let desk = desk().await;
+    for should in [true, false] {
+        desk.sim.fail_next(PATH, 1, FaultKind::ShouldRetry(should));
+        let reply = desk.post(PATH, &[]).await;
+        let advice = reply.header("stripe-should-retry").unwrap();
+        assert_eq!((reply.status, advice), (500, should.to_string().as_str()));
+    }
+    desk.sim.fail_next(PATH, 1, FaultKind::LimitedBy(Limit::GlobalConcurrency));
+    let reply = desk.post(PATH, &[]).await;
+    assert_eq!(reply.header("stripe-rate-limited-reason"), Some("global-concurrency"));
+}
+
+#[tokio::test]
+async fn an_endpoint_takes_25_calls_a_second_and_others_none_the_less() {
+    let desk = desk().await;
+    desk.sim.change_faults(|faults| faults.calls_per_second = Some(25));
+    for _ in 0..25 {
+        assert_eq!(desk.get(PATH, &[]).await.status, 200);
+    }
+    let limited = desk.get(PATH, &[]).await;
+    assert_eq!(limited.status, 429);
+    assert_eq!(limited.header("stripe-rate-limited-reason"), Some("endpoint-rate"));
+    assert_eq!(desk.get("/v1/prices", &[]).await.status, 200);
+    desk.clock.advance(Duration::from_secs(1));
+    assert_eq!(desk.get(PATH, &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn two_writers_of_one_subscription_meet_at_its_lock() {
+    let desk = desk().await;
+    let path = format!("/v1/subscriptions/{}", id(&desk.subscribe("pro_monthly", &[]).await));
+    desk.sim.fail_next(&path, 1, FaultKind::DelayMs(5_000));
+    let before = desk.sim.requests().len();
+    let (slow, met) = tokio::join!(desk.post(&path, &[("metadata[a]", "1")]), async {
+        while desk.sim.requests().len() == before {
+            tokio::task::yield_now().await;
+        }
+        // The first call has the lock once its fault is used up.
+        while !desk.sim.faults().api.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let met = desk.post(&path, &[("metadata[a]", "2")]).await;
+        desk.clock.advance(Duration::from_secs(5));
+        met
+    });
+    assert_eq!((met.status, met.error().1), (429, "lock_timeout"));
+    assert_eq!(met.header("stripe-rate-limited-reason"), None);
+    assert_eq!(slow.json["metadata"]["a"], "1");
 }

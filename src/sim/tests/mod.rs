@@ -3,8 +3,11 @@
 mod accounts;
 mod metering;
 mod misbehaviour;
+mod paying;
 mod renewal;
 mod sending;
+mod telling;
+mod upgrading;
 mod wire;
 
 use std::sync::{Arc, Mutex};

@@ -152,3 +152,19 @@ async fn events_are_listed_newest_first_and_by_type() {
     assert_eq!(kinds, ["invoice.paid", "customer.created"]);
     assert_eq!(desk.get("/v1/events/evt_none", &[]).await.status, 404);
 }
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_a_draft_holds_its_closing_up_for_three_days_at_most() {
+    let (desk, endpoint) = desk_with_endpoint().await;
+    let subscription = id(&desk.subscribe("starter_monthly", &[]).await);
+    desk.sim.deliver_pending().await;
+    endpoint.answer(500);
+    desk.clock.advance_to(at("2026-12-01T00:00:00Z"));
+    desk.sim.deliver_pending().await;
+    let renewed = desk.subscription(&subscription).await;
+    let invoice = format!("/v1/invoices/{}", renewed["latest_invoice"].as_str().unwrap());
+    desk.clock.advance_to(at("2026-12-03T23:59:59Z"));
+    assert_eq!(desk.get(&invoice, &[]).await.json["status"], "draft");
+    desk.clock.advance_to(at("2026-12-04T00:00:00Z"));
+    assert_eq!(desk.get(&invoice, &[]).await.json["status"], "paid");
+}

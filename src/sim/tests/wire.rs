@@ -76,3 +76,88 @@ async fn meter_events_parse() {
     let event: stripe_billing::BillingMeterEvent = parsed(&event);
     assert_eq!((event.identifier.as_str(), event.payload["value"].as_str()), ("w1", "2"));
 }
+
+#[tokio::test]
+async fn checkouts_schedules_clocks_and_cards_parse() {
+    let desk = desk().await;
+    let subscription = desk.subscribe("starter_monthly", &[]).await;
+    let customer = subscription["customer"].as_str().unwrap();
+    let price = desk.price("pro_monthly").await;
+    let form = [
+        ("mode", "subscription"),
+        ("customer", customer),
+        ("success_url", "https://example.com/done"),
+        ("line_items[0][price]", &price),
+        ("line_items[0][quantity]", "1"),
+    ];
+    let session = desk.make("/v1/checkout/sessions", &form).await;
+    let open: stripe_shared::CheckoutSession = parsed(&session);
+    assert!(open.url.is_some());
+    let form = [("from_subscription", &*id(&subscription))];
+    let schedule: stripe_shared::SubscriptionSchedule =
+        parsed(&desk.make("/v1/subscription_schedules", &form).await);
+    assert_eq!(schedule.phases.len(), 1);
+    let form = [("frozen_time", "1800000000")];
+    let clock: stripe_shared::TestHelpersTestClock =
+        parsed(&desk.make("/v1/test_helpers/test_clocks", &form).await);
+    assert_eq!(clock.frozen_time, 1_800_000_000);
+    let path = "/v1/payment_methods/pm_card_visa/attach";
+    let card: stripe_shared::PaymentMethod =
+        parsed(&desk.make(path, &[("customer", customer)]).await);
+    assert!(card.card.is_some());
+    let _account: stripe_shared::Account = parsed(&desk.get("/v1/account", &[]).await.json);
+}
+
+#[tokio::test]
+async fn a_subscription_with_a_waiting_change_parses_and_so_does_a_preview() {
+    let desk = desk().await;
+    let made = desk.subscribe("starter_monthly", &[]).await;
+    desk.sim.set_card(made["customer"].as_str().unwrap(), crate::sim::Card::Declines).unwrap();
+    let item = id(&made["items"]["data"][0]);
+    let price = desk.price("pro_monthly").await;
+    let form = [
+        ("items[0][id]", item.as_str()),
+        ("items[0][price]", &price),
+        ("proration_behavior", "always_invoice"),
+        ("payment_behavior", "pending_if_incomplete"),
+    ];
+    let path = format!("/v1/subscriptions/{}", id(&made));
+    let waiting: stripe_shared::Subscription = parsed(&desk.make(&path, &form).await);
+    assert!(waiting.pending_update.is_some());
+    let form = [("subscription", &*id(&made))];
+    let preview: stripe_shared::Invoice =
+        parsed(&desk.make("/v1/invoices/create_preview", &form).await);
+    assert_eq!(preview.amount_due, 2_900);
+    let paused: stripe_shared::Subscription =
+        parsed(&desk.make(&format!("{path}/pause"), &[]).await);
+    assert_eq!(paused.status, SubscriptionStatus::Paused);
+}
+
+#[tokio::test]
+async fn meters_their_summaries_and_the_portal_parse() {
+    let desk = desk().await;
+    let meters: List<stripe_billing::BillingMeter> =
+        parsed(&desk.get("/v1/billing/meters", &[]).await.json);
+    assert_eq!(meters.data[0].event_name, "ai_runs");
+    let customer = desk.customer().await;
+    let form = [
+        ("event_name", "ai_runs"),
+        ("payload[stripe_customer_id]", customer.as_str()),
+        ("payload[value]", "2"),
+    ];
+    desk.make("/v1/billing/meter_events", &form).await;
+    let path = format!("/v1/billing/meters/{}/event_summaries", desk.meter().await);
+    let (from, to) = (seconds(START).to_string(), (seconds(START) + 60).to_string());
+    let query = [("customer", customer.as_str()), ("start_time", &from), ("end_time", &to)];
+    let summaries: List<stripe_billing::BillingMeterEventSummary> =
+        parsed(&desk.get(&path, &query).await.json);
+    assert_eq!(summaries.data.len(), 1);
+    let form = [("features[invoice_history][enabled]", "true")];
+    let made = desk.make("/v1/billing_portal/configurations", &form).await;
+    let configuration: stripe_billing::BillingPortalConfiguration = parsed(&made);
+    assert!(!configuration.is_default, "that is for the Dashboard to say");
+    let form = [("customer", customer.as_str()), ("configuration", &*id(&made))];
+    let made = desk.make("/v1/billing_portal/sessions", &form).await;
+    let session: stripe_billing::BillingPortalSession = parsed(&made);
+    assert_eq!(session.customer, customer);
+}

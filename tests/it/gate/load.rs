@@ -44,6 +44,7 @@ fn consume(customer: &str) -> Request {
         intent: Intent::Consume,
         hold_seconds: 0,
         key: None,
+        own_id: None,
         said: Said::default(),
         customer_data: None,
     }

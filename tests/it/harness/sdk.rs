@@ -1,8 +1,8 @@
-//! The official Stripe SDK for Node, run as a judge: it signs, it verifies, and it walks through a
-//! customer's life against a server that speaks Stripe's API. The scripts are in `tests/sdk/`.
+//! The official Stripe SDKs and CLI, run as judges: they sign, verify, and lead through what a
+//! server that speaks Stripe's API must answer. The scripts are in `tests/sdk/`.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -37,11 +37,46 @@ pub async fn verify(secret: &str, header: &str, received_at: Timestamp, body: &[
 /// Walks a customer's life against the server at `base_url` (no path) and answers the ids it
 /// made; `Err` is what surprised the SDK.
 pub async fn drive(base_url: &str, key: &str) -> Result<Value, String> {
-    let output = run("drive.mjs", &[base_url, key], b"").await;
+    made(run("drive.mjs", &[base_url, key], b"").await)
+}
+
+/// Leads through everything that provisioning and upgrades need, and answers the ids it made;
+/// `Err` is what surprised the SDK.
+pub async fn tour(base_url: &str, key: &str) -> Result<Value, String> {
+    made(run("tour.mjs", &[base_url, key], b"").await)
+}
+
+/// Fetches a thin event that reports errors, and answers what it says of them.
+pub async fn read_thin(base_url: &str, key: &str, id: &str) -> Result<Value, String> {
+    made(run("thin.mjs", &[base_url, key, id], b"").await)
+}
+
+/// The essentials once more, by the SDK for Python.
+pub async fn drive_python(base_url: &str, key: &str) -> Result<Value, String> {
+    let python = folder().join(".venv/bin/python");
+    assert!(python.exists(), "Stripe's SDK for Python is not installed: run scripts/test");
+    let mut command = Command::new(python);
+    command.arg("drive.py").args([base_url, key]);
+    made(run_command(command, b"").await)
+}
+
+/// Has the official CLI bring about an event, as `stripe trigger` does; `Err` is its complaint.
+pub async fn trigger(base_url: &str, key: &str, event: &str) -> Result<(), String> {
+    let home = tempfile::tempdir().expect("a home for the CLI's settings");
+    let mut command = Command::new(folder().join("node_modules/.bin/stripe"));
+    command.args(["trigger", event, "--api-base", base_url, "--api-key", key]);
+    command.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path());
+    command.env("STRIPE_CLI_TELEMETRY_OPTOUT", "1");
+    let output = run_command(command, b"").await;
+    if output.status.success() { Ok(()) } else { Err(text(&output.stderr) + &text(&output.stdout)) }
+}
+
+/// What a script that ended well printed in its last line.
+fn made(output: Output) -> Result<Value, String> {
     if !output.status.success() {
         return Err(text(&output.stderr));
     }
-    Ok(serde_json::from_slice(&output.stdout).expect("drive.mjs prints JSON"))
+    Ok(serde_json::from_slice(&output.stdout).expect("the script prints JSON"))
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -53,19 +88,28 @@ fn expect_success(output: Output) -> String {
     text(&output.stdout)
 }
 
-/// Runs a script of `tests/sdk/` with node, on a thread where it may block: the server it talks
-/// to may live in this very runtime.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk")
+}
+
+/// Runs a script of `tests/sdk/` with node.
 ///
 /// # Panics
 /// When node or the SDK is not installed.
 async fn run(script: &str, args: &[&str], input: &[u8]) -> Output {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
     assert!(
-        folder.join("node_modules/stripe").is_dir(),
+        folder().join("node_modules/stripe").is_dir(),
         "the official Stripe SDK is not installed in tests/sdk/node_modules: run scripts/test"
     );
     let mut command = Command::new("node");
-    command.current_dir(&folder).arg(script).args(args);
+    command.arg(script).args(args);
+    run_command(command, input).await
+}
+
+/// Runs a command in `tests/sdk/`, on a thread where it may block: the server it talks to may live
+/// in this very runtime.
+async fn run_command(mut command: Command, input: &[u8]) -> Output {
+    command.current_dir(folder());
     let input = input.to_owned();
     tokio::task::spawn_blocking(move || run_blocking(command, &input)).await.expect("no panic")
 }
@@ -74,7 +118,7 @@ fn run_blocking(mut command: Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command
         .spawn()
-        .unwrap_or_else(|error| panic!("node does not start ({error}): run scripts/test"));
+        .unwrap_or_else(|error| panic!("{command:?} does not start ({error}): run scripts/test"));
     // A script that leaves early closes its input; what it says of that is in its output.
     let _ = child.stdin.take().expect("piped").write_all(input);
     child.wait_with_output().expect("node's output can be read")

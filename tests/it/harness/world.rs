@@ -17,6 +17,7 @@ use tollgate::entropy::Entropy;
 use tollgate::jobs::Job;
 use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
+use super::judge;
 use super::postgres::TestDb;
 use super::smtp_sink::SmtpSink;
 
@@ -185,6 +186,11 @@ impl World {
     /// The path of the plans file, for stories in which it changes.
     pub fn plans_file(&self) -> std::path::PathBuf {
         self.files.path().join("plans.toml")
+    }
+
+    /// Where runs are written down while the database cannot answer.
+    pub fn outage_journal(&self) -> std::path::PathBuf {
+        self.files.path().join("tollgate.outage")
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -369,6 +375,12 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        judge::hold(&self.sim);
+    }
+}
+
 fn config(
     database_url: &str,
     sim: &Simulator,
@@ -378,11 +390,13 @@ fn config(
 ) -> Config {
     let plans = files.path().join("plans.toml").display().to_string();
     let (stripe_base, smtp_url) = (sim.base_url(), mail.url());
+    let journal = files.path().join("tollgate.outage").display().to_string();
     let mut env: BTreeMap<String, String> = [
         ("DATABASE_URL", database_url),
         ("TOLLGATE_LISTEN", "127.0.0.1:0"),
         ("TOLLGATE_PUBLIC_URL", "https://billing.example.com"),
         ("TOLLGATE_PLANS", &plans),
+        ("TOLLGATE_OUTAGE_JOURNAL", &journal),
         ("TOLLGATE_API_KEY", API_KEY),
         ("TOLLGATE_ADMIN_TOKEN", ADMIN_TOKEN),
         ("STRIPE_SECRET_KEY", STRIPE_KEY),

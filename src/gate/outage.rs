@@ -1,0 +1,199 @@
+//! What happens while the database cannot answer.
+//!
+//! A plan says: by default nobody runs, and callers are told to come back. With `on_outage =
+//! "allow"` a customer that was seen before may go on within a stated number of units, and within
+//! what it had left when it was last seen. Each such run is written to a journal and synced before
+//! its answer, and counted once when the database is back, in the period it was answered in.
+//!
+//! Whether the database had taken a run before it failed may not be known; so what is counted from
+//! the journal is looked up first, like any request that comes twice.
+
+use std::io;
+
+use super::batch;
+use super::books::Books;
+use super::request::{Ask, Request, units_of};
+use super::{Decided, GateError};
+use crate::app::App;
+use crate::domain::answer::{Facts, Remark};
+use crate::domain::cost::cost_of_run;
+use crate::domain::decision::{Intent, Reason};
+use crate::domain::ids::derived_id;
+use crate::domain::plan::{Enforcement, OnOutage};
+use crate::domain::run::RunFacts;
+use crate::store::StoreError;
+use crate::store::events::{EventKey, NewEvent};
+
+/// How many journalled runs are counted in one transaction.
+const AT_ONCE: usize = 500;
+
+/// Keeps what was just decided, where a customer's plan will want to know it in an outage.
+pub(super) fn remember_all(app: &App, books: &Books, results: &[Result<Decided, GateError>]) {
+    let (_, catalog) = app.plans.active();
+    if catalog.plans.iter().all(|plan| plan.on_outage == OnOutage::Deny) {
+        return;
+    }
+    for (facts, plan_version) in results.iter().flatten() {
+        let Some(account) = books.get(&facts.customer_id) else { continue };
+        if allowance(app, facts).is_some() {
+            app.outages.remember(NewEvent {
+                facts: facts.clone(),
+                series: account.customer.tier.cycle.series,
+                key: EventKey::Own(String::new()),
+                entity_id: None,
+                plan_version: *plan_version,
+                metered: false,
+                run: RunFacts::default(),
+                cost_picodollars: None,
+                properties: None,
+            });
+        }
+    }
+}
+
+/// How many units the plan lets through in an outage.
+fn allowance(app: &App, facts: &Facts) -> Option<i64> {
+    let (_, catalog) = app.plans.active();
+    match catalog.plan(facts.plan_id.as_ref()?.as_str())?.on_outage {
+        OnOutage::Allow { units } => Some(units),
+        OnOutage::Deny => None,
+    }
+}
+
+/// The answer to a request that the database could not decide, if the customer's plan lets it
+/// through.
+pub(super) async fn stand_in(app: &App, request: &Request) -> Option<Decided> {
+    let (app, request) = (app.clone(), request.clone());
+    let judged = tokio::task::spawn_blocking(move || let_through(&app, &request)).await.ok()?;
+    match judged {
+        Ok(decided) => decided,
+        Err(error) => {
+            tracing::error!(%error, "a run cannot be written to the journal of the outage");
+            None
+        }
+    }
+}
+
+fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
+    let subject = (request.customer_id.clone(), request.feature_id.clone());
+    let Some(known) = app.outages.last_known(&subject) else { return Ok(None) };
+    let key = match (&request.key, &request.own_id) {
+        (Some(key), _) => {
+            EventKey::Request { key: key.key.to_string(), request_hash: key.request_hash.clone() }
+        }
+        (None, Some(id)) => EventKey::Own(id.clone()),
+        // A question that counts nothing leaves nothing behind.
+        (None, None) => {
+            let asked = judge(app, request, &known, 0, None);
+            return Ok(asked.map(|event| (event.facts, event.plan_version)));
+        }
+    };
+    let request_key = key.request_key();
+    let entry = app.outages.let_through(&subject, &request_key, |drawn| {
+        judge(app, request, &known, drawn, Some(key))
+    })?;
+    let same = |entry: &NewEvent| match (&entry.key, &request.key) {
+        (EventKey::Request { request_hash, .. }, Some(key)) => *request_hash == key.request_hash,
+        _ => true,
+    };
+    metrics::counter!("tollgate_outage_runs_total").increment(1);
+    Ok(entry.filter(same).map(|entry| (entry.facts, entry.plan_version)))
+}
+
+/// What would be written down of the run; `None` if it is not let through.
+fn judge(
+    app: &App,
+    request: &Request,
+    known: &NewEvent,
+    drawn: i64,
+    key: Option<EventKey>,
+) -> Option<NewEvent> {
+    let now = app.clock.now();
+    let (_, catalog) = app.plans.active();
+    let facts = &known.facts;
+    let counts = match request.intent {
+        Intent::Check => false,
+        Intent::Consume | Intent::Record => true,
+        // What is left is not known well enough to hold it or to count up to it.
+        Intent::RecordCapped | Intent::Reserve | Intent::Commit | Intent::Release => return None,
+    };
+    let value =
+        units_of(&catalog, &request.feature_id, request.value, &request.said.run, 1).ok()?;
+    let plan = catalog.plan(facts.plan_id.as_ref()?.as_str())?;
+    let limit = plan.limits.get(&request.feature_id).map(|limit| limit.enforcement);
+    let enforcement = facts.particular.map(|own| own.enforcement).or(limit)?;
+    let usage = facts.usage.saturating_add(drawn);
+    let within = match enforcement {
+        Enforcement::Hard { granted } => {
+            usage.saturating_add(facts.reserved).saturating_add(value) <= granted
+        }
+        Enforcement::Soft { .. } | Enforcement::Unlimited => true,
+    };
+    let allowed = allowance(app, facts).is_some_and(|units| drawn.saturating_add(value) <= units);
+    if !(allowed && within && may_run(facts.reason) && facts.period.contains(now)) {
+        return None;
+    }
+    let reason = match enforcement {
+        Enforcement::Unlimited => Reason::Unlimited,
+        Enforcement::Soft { granted } if usage + value > granted => Reason::OverSoftLimit,
+        Enforcement::Soft { .. } | Enforcement::Hard { .. } => Reason::WithinLimit,
+    };
+    let counted = if counts { value } else { 0 };
+    let event_id = key.as_ref().filter(|_| counts).map(|key| match key {
+        EventKey::Own(id) => id.clone(),
+        keyed => derived_id("evt", &request.customer_id, &keyed.request_key()),
+    });
+    Some(NewEvent {
+        facts: Facts {
+            intent: request.intent,
+            asked: value,
+            counted,
+            reason,
+            usage: usage.saturating_add(counted),
+            decided_at: now,
+            event_id,
+            hold: None,
+            remark: Remark::Degraded,
+            ..facts.clone()
+        },
+        series: known.series,
+        key: key.unwrap_or(EventKey::Own(String::new())),
+        entity_id: request.entity_id.as_ref().map(ToString::to_string),
+        plan_version: known.plan_version,
+        metered: false,
+        run: request.said.run.clone(),
+        cost_picodollars: cost_of_run(&catalog.models, &request.said.run, now),
+        properties: request.said.properties.clone(),
+    })
+}
+
+/// Whether the last answer left the gate open but for the balance.
+fn may_run(reason: Reason) -> bool {
+    reason.allows() || matches!(reason, Reason::LimitReached | Reason::HeldByRunningJobs)
+}
+
+/// Counts what the journal holds; answers how many runs that were.
+pub async fn count_journal(app: &App) -> Result<usize, GateError> {
+    let waiting = app.outages.waiting();
+    for chunk in waiting.chunks(AT_ONCE) {
+        let asks: Vec<_> =
+            chunk.iter().map(|entry| Ask::Journalled(Box::new(entry.clone()))).collect();
+        let (_, results) = batch::run(app, Books::default(), &asks).await;
+        for (entry, result) in chunk.iter().zip(results) {
+            match result {
+                Ok(_) => {}
+                Err(GateError::NotTaken) => return Err(GateError::NotTaken),
+                Err(refused) => tracing::error!(
+                    customer_id = %entry.facts.customer_id, units = entry.facts.counted, %refused,
+                    "a run of the outage's journal cannot be counted"
+                ),
+            }
+        }
+        app.outages.counted(chunk.len()).map_err(|error| {
+            tracing::error!(%error, "the journal of the outage cannot be rewritten");
+            StoreError::Unfit("the journal of the outage cannot be rewritten".to_owned())
+        })?;
+        tracing::warn!(runs = chunk.len(), "runs of an outage are counted");
+    }
+    Ok(waiting.len())
+}

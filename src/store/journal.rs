@@ -1,0 +1,192 @@
+//! What stands in for the database while it cannot answer: a file of runs that were let through,
+//! each written and synced before its answer, and counted when the database is back.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::events::NewEvent;
+use crate::clock::Timestamp;
+use crate::domain::ids::{CustomerId, FeatureId};
+
+/// How long the database is taken to be away after it has failed, unless it answers before: to ask
+/// it in vain takes longer than a caller should have to wait.
+const LASTS: Duration = Duration::from_secs(10);
+/// How many customers' last answers are kept per generation: some 20 MB at most.
+const GENERATION: usize = 20_000;
+
+/// Runs let through in the present outage, and what was last known of customers before it.
+pub struct Outages {
+    path: PathBuf,
+    /// Until when the database is taken to be away, in ms since the epoch; 0 when it answers.
+    away_until_ms: AtomicI64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of the file.
+    entries: Vec<NewEvent>,
+    by_key: HashMap<(CustomerId, String), usize>,
+    drawn: HashMap<(CustomerId, FeatureId), i64>,
+    young: HashMap<(CustomerId, FeatureId), NewEvent>,
+    old: HashMap<(CustomerId, FeatureId), NewEvent>,
+}
+
+impl Outages {
+    /// Takes up what an earlier process left. A last line that was not written whole was never
+    /// answered.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read, or holds what this build does not understand:
+    /// starting without it would lose runs.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        let mut state = State::default();
+        for entry in read(&path)? {
+            state.add(entry);
+        }
+        Ok(Self { path, away_until_ms: AtomicI64::new(0), state: Mutex::new(state) })
+    }
+
+    /// The database has failed.
+    pub fn began(&self, now: Timestamp) {
+        self.away_until_ms.store(now.plus(LASTS).ms(), Ordering::Relaxed);
+    }
+
+    /// The database answers.
+    pub fn ended(&self) {
+        if self.away_until_ms.load(Ordering::Relaxed) != 0 {
+            self.away_until_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the database is taken to be away.
+    pub fn lasts_at(&self, now: Timestamp) -> bool {
+        now.ms() < self.away_until_ms.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the last that was decided for a customer and feature.
+    pub fn remember(&self, event: NewEvent) {
+        let mut state = self.state();
+        let key = (event.facts.customer_id.clone(), event.facts.feature_id.clone());
+        state.young.insert(key, event);
+        if state.young.len() > GENERATION {
+            state.old = std::mem::take(&mut state.young);
+        }
+    }
+
+    /// The last that was decided for a customer and feature, if it is still known.
+    pub fn last_known(&self, key: &(CustomerId, FeatureId)) -> Option<NewEvent> {
+        let state = self.state();
+        state.young.get(key).or_else(|| state.old.get(key)).cloned()
+    }
+
+    /// Lets one run through, if `judge` says so: it is given the units drawn so far in this outage
+    /// and answers what to write down. A run that was let through before is answered as before.
+    ///
+    /// Blocks on the disk; a failure to write lets nothing through.
+    pub fn let_through(
+        &self,
+        key: &(CustomerId, FeatureId),
+        request_key: &str,
+        judge: impl FnOnce(i64) -> Option<NewEvent>,
+    ) -> io::Result<Option<NewEvent>> {
+        let mut state = self.state();
+        let known = state.by_key.get(&(key.0.clone(), request_key.to_owned()));
+        if let Some(entry) = known.and_then(|at| state.entries.get(*at)) {
+            return Ok(Some(entry.clone()));
+        }
+        let drawn = state.drawn.get(key).copied().unwrap_or_default();
+        let Some(entry) = judge(drawn) else { return Ok(None) };
+        append(&self.path, &entry)?;
+        state.add(entry.clone());
+        Ok(Some(entry))
+    }
+
+    /// The runs that wait to be counted.
+    pub fn waiting(&self) -> Vec<NewEvent> {
+        self.state().entries.clone()
+    }
+
+    /// Forgets the first `count` entries, which have been counted: the file ends with the last.
+    /// Should the process die before, they are found counted already.
+    pub fn counted(&self, count: usize) -> io::Result<()> {
+        let mut state = self.state();
+        let count = count.min(state.entries.len());
+        let rest = state.entries.split_off(count);
+        rewrite(&self.path, &rest)?;
+        state.entries.clear();
+        state.by_key.clear();
+        state.drawn.clear();
+        for entry in rest {
+            state.add(entry);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn add(&mut self, entry: NewEvent) {
+        let facts = &entry.facts;
+        let key = (facts.customer_id.clone(), facts.feature_id.clone());
+        *self.drawn.entry(key).or_default() += facts.counted;
+        let key = (facts.customer_id.clone(), entry.key.request_key());
+        self.by_key.insert(key, self.entries.len());
+        self.entries.push(entry);
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<NewEvent>> {
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(mut file) => _ = file.read_to_string(&mut text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::from)).collect()
+}
+
+fn append(path: &Path, entry: &NewEvent) -> io::Result<()> {
+    let mut file = private(OpenOptions::new().append(true).create(true)).open(path)?;
+    let before = file.metadata()?.len();
+    let mut line = serde_json::to_vec(entry)?;
+    line.push(b'\n');
+    let written = file.write_all(&line).and_then(|()| file.sync_data());
+    if written.is_err() {
+        // Half a line would spoil the next one. If even that fails, the file's end says so at start.
+        let _ = file.set_len(before);
+    }
+    written
+}
+
+fn rewrite(path: &Path, entries: &[NewEvent]) -> io::Result<()> {
+    if entries.is_empty() {
+        return match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    let new = path.with_extension("new");
+    let mut file =
+        private(OpenOptions::new().write(true).create(true).truncate(true)).open(&new)?;
+    for entry in entries {
+        serde_json::to_writer(&mut file, entry)?;
+        file.write_all(b"\n")?;
+    }
+    file.sync_all()?;
+    std::fs::rename(&new, path)
+}
+
+/// Readable by its owner alone: it holds usage.
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600)
+}

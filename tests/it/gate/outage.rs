@@ -1,0 +1,110 @@
+//! While the database cannot answer: who may go on, how far, and that each such run is counted once.
+
+use serde_json::json;
+use tollgate::jobs::Job;
+
+use super::{body, plans};
+use crate::harness::postgres::TestDb;
+use crate::harness::sql::{assert_books_balance, rows};
+use crate::harness::world::{Reply, World};
+
+/// The example's plans, where Starter lets three runs through in an outage.
+fn lenient() -> String {
+    plans("id = \"starter\"", "id = \"starter\"\non_outage = \"allow\"\noutage_allowance = 3")
+}
+
+/// Takes away the table that every run is written to.
+async fn outage(db: &TestDb) {
+    rows(&db.url, "ALTER TABLE usage_events RENAME TO away").await;
+}
+
+async fn back(db: &TestDb) {
+    rows(&db.url, "ALTER TABLE away RENAME TO usage_events").await;
+}
+
+async fn run(world: &World, key: &str) -> Reply {
+    let fields = json!({"send_event": true, "idempotency_key": key});
+    world.call("POST", "/v1/check", &body("acme", fields)).await
+}
+
+both_databases! {
+    async fn by_default_nobody_runs_in_an_outage(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.run("acme").await;
+        outage(&db).await;
+        let refused = run(&world, "a").await;
+        assert_eq!((refused.status, refused.error().as_str()), (503, "unavailable"));
+        back(&db).await;
+        assert_eq!(run(&world, "a").await.ok()["balance"]["usage"], 2);
+    }
+
+    async fn a_plan_can_let_a_stated_number_through_and_each_is_counted_once(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 10).await;
+        outage(&db).await;
+        let mut answers = Vec::new();
+        for (key, usage) in [("a", 11), ("b", 12), ("c", 13)] {
+            let answer = run(&world, key).await.ok();
+            assert_eq!((&answer["allowed"], &answer["degraded"]), (&json!(true), &json!(true)));
+            assert_eq!(answer["balance"]["usage"], usage);
+            answers.push((key, answer));
+        }
+        assert_eq!(run(&world, "a").await.ok(), answers[0].1, "the same run once more");
+        assert_eq!(run(&world, "d").await.status, 503, "three are let through");
+        back(&db).await;
+        world.run_job(Job::CountJournal).await;
+        world.run_job(Job::CountJournal).await;
+        assert_eq!(world.usage("acme").await, 13);
+        for (key, answer) in answers {
+            assert_eq!(run(&world, key).await.ok(), answer, "the first answer, for ever");
+        }
+        assert!(!world.outage_journal().exists());
+        assert_eq!(run(&world, "d").await.ok()["balance"]["usage"], 14);
+        assert_books_balance(&db.url).await;
+    }
+
+    async fn an_outage_is_no_way_past_a_hard_cap(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 199).await;
+        outage(&db).await;
+        assert_eq!(run(&world, "a").await.ok()["balance"]["usage"], 200);
+        assert_eq!(run(&world, "b").await.status, 503);
+        back(&db).await;
+        world.run_job(Job::CountJournal).await;
+        assert_eq!(world.usage("acme").await, 200);
+        assert_eq!(world.check("acme").await["allowed"], false);
+    }
+
+    async fn a_journal_outlives_the_process_and_a_line_cut_short_was_never_answered(db: TestDb) {
+        let mut world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 10).await;
+        outage(&db).await;
+        let answer = run(&world, "a").await.ok();
+        world.stop().await;
+        let mut journal = std::fs::read_to_string(world.outage_journal()).unwrap();
+        journal.push_str("{\"facts\":");
+        std::fs::write(world.outage_journal(), journal).unwrap();
+        world.try_boot().await.expect("the daemon starts");
+        back(&db).await;
+        world.run_job(Job::CountJournal).await;
+        assert_eq!(world.usage("acme").await, 11);
+        assert_eq!(run(&world, "a").await.ok(), answer);
+    }
+
+    async fn a_run_that_the_database_had_taken_after_all_is_not_counted_again(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        let first = run(&world, "a").await.ok();
+        outage(&db).await;
+        // The answer was lost on the way to the product, which asks again in the outage.
+        assert_eq!(run(&world, "a").await.ok()["degraded"], true);
+        back(&db).await;
+        world.run_job(Job::CountJournal).await;
+        assert_eq!(world.usage("acme").await, 1);
+        assert_eq!(run(&world, "a").await.ok(), first);
+    }
+}
