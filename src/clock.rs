@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
-/// A moment in UTC, in whole milliseconds since the Unix epoch.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A moment in UTC, in whole milliseconds since the Unix epoch; RFC 3339 on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(value_type = String, format = DateTime, example = "2026-12-01T00:00:00Z",
+    description = "A moment: RFC 3339")]
 pub struct Timestamp(i64);
 
 /// What [`Timestamp`] can hold: jiff's range, years -9999 to 9999, in milliseconds.

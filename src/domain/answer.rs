@@ -1,6 +1,7 @@
 //! The gate's answer as the contract words it, made from the facts of a decision.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::domain::decision::{Intent, Reason, ThresholdState, percent_used, threshold};
@@ -54,7 +55,7 @@ pub enum Remark {
 }
 
 /// Units held, or that were held until this answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Hold {
     pub id: ReservationId,
     pub state: HoldState,
@@ -64,7 +65,7 @@ pub struct Hold {
 
 /// Where a reservation is. `committed` and `released` are final; what has expired gave its units
 /// back, and may still be settled by the run that finished late.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HoldState {
     Pending,
@@ -86,12 +87,13 @@ impl HoldState {
 }
 
 /// The body of a decision. Field names are the public contract.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Answer {
     pub allowed: bool,
     pub reason: Reason,
     pub customer_id: CustomerId,
     pub feature_id: FeatureId,
+    #[schema(required)]
     pub plan_id: Option<PlanId>,
     pub required_balance: i64,
     /// What was counted; only in answers to `track` and `commit`.
@@ -110,46 +112,54 @@ pub struct Answer {
     pub period: Bounds,
     pub threshold: Threshold,
     pub pace: PaceBody,
+    #[schema(required)]
     pub upgrade: Option<Upgrade>,
+    #[schema(required)]
     pub reservation: Option<Hold>,
+    #[schema(required)]
     pub event_id: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Balance {
+    #[schema(required)]
     pub granted: Option<i64>,
     pub usage: i64,
     pub reserved: i64,
+    #[schema(required)]
     pub remaining: Option<i64>,
     pub unlimited: bool,
     pub overage_allowed: bool,
+    #[schema(required)]
     pub soft_limit: Option<i64>,
     pub next_reset_at: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Bounds {
     pub start: Timestamp,
     pub end: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Threshold {
     pub state: ThresholdState,
+    #[schema(required)]
     pub percent: Option<i64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PaceBody {
     pub elapsed_days: i64,
     pub period_days: i64,
     pub projected: i64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Upgrade {
     pub plan_id: PlanId,
     pub name: String,
+    #[schema(required)]
     pub price: Option<String>,
     pub message: String,
     pub url: String,

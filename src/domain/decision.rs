@@ -1,13 +1,14 @@
 //! The gate's decision: may this run go ahead, and what does it leave behind?
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::domain::plan::Enforcement;
 use crate::domain::quota::Allowance;
 
 /// Why a run is allowed or denied, in the contract's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     WithinLimit,
@@ -213,7 +214,7 @@ fn is_at(usage: i64, granted: i64, percent: u16) -> bool {
 }
 
 /// Where usage stands against its limit, for banner, gate and mail alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdState {
     Ok,

@@ -1,13 +1,14 @@
 //! Notices: which mail is due, and what it says.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::domain::decision::{Crossing, Mark};
 use crate::domain::plan::Unlock;
 
 /// The three mails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticeKind {
     UsageNudge,
@@ -33,7 +34,7 @@ impl NoticeKind {
 }
 
 /// Where a notice is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticeState {
     /// Waits for its time.

@@ -6,6 +6,7 @@
 //! was drawn stays granted in its period, so that an expiry never turns counted runs into overrun.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
 use crate::domain::ids::PlanId;
@@ -23,8 +24,22 @@ pub struct Override {
     pub note: Option<String>,
 }
 
+impl Override {
+    /// Whether it holds on this plan at `now`.
+    pub fn holds(&self, plan_id: Option<&PlanId>, now: Timestamp) -> bool {
+        self.plan_id.as_ref() == plan_id && self.ends_at.is_none_or(|end| now < end)
+    }
+
+    /// Whether it says the same as `other`, whenever that was said.
+    pub fn same_as(&self, other: &Self) -> bool {
+        *self == Self { created_at: self.created_at, ..other.clone() }
+    }
+}
+
 /// Whether a grant is used before the plan's allowance or after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DrawOrder {
     Before,
@@ -56,7 +71,7 @@ pub struct Grant {
 
 impl Grant {
     /// What can still be drawn at `now`.
-    fn left(&self, now: Timestamp) -> i64 {
+    pub fn left(&self, now: Timestamp) -> i64 {
         if self.expires_at.is_some_and(|end| now >= end) { 0 } else { self.units - self.used }
     }
 }
@@ -99,9 +114,7 @@ impl Quotas {
         from_grants: i64,
         now: Timestamp,
     ) -> Option<Allowance<'a>> {
-        let own = self.own.as_ref().filter(|own| {
-            own.plan_id.as_ref() == plan_id && own.ends_at.is_none_or(|end| now < end)
-        });
+        let own = self.own.as_ref().filter(|own| own.holds(plan_id, now));
         let left = self.grants.iter().fold(0, |sum: i64, g| sum.saturating_add(g.left(now)));
         let stated = own.map(|own| own.enforcement).or(limit.map(|limit| limit.enforcement));
         let base = match stated {

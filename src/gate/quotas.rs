@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::batch::{counter_key, notice};
 use super::terms_of;
@@ -60,7 +61,8 @@ pub struct NewOverride {
 }
 
 /// What happens at an own quota's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum Kind {
     Hard,
     Soft,
@@ -112,7 +114,8 @@ pub async fn change(
     let old_terms = terms_of(app, &before).await?;
     let old_quotas = undying(&change, tx.quotas(&[id]).await?);
     let mut after = before.clone();
-    let Some(detail) = apply(app, &mut tx, &mut after, &old_terms, &active, &change).await? else {
+    let old = (&*old_terms, &old_quotas);
+    let Some(detail) = apply(app, &mut tx, &mut after, old, &active, &change).await? else {
         return Ok(false);
     };
     after.has_quotas = true;
@@ -160,7 +163,7 @@ async fn apply(
     app: &App,
     tx: &mut Tx,
     customer: &mut Customer,
-    terms: &Catalog,
+    (terms, quotas): (&Catalog, &HashMap<QuotaKey, Quotas>),
     active: &Catalog,
     change: &Change,
 ) -> Result<Option<(&'static str, Value)>, ChangeError> {
@@ -172,7 +175,13 @@ async fn apply(
         Change::SetOverride { feature_id, own } => {
             known(feature_id)?;
             let own = resolve(customer, terms, feature_id, own, tx.now)?;
-            tx.put_override(&(id, feature_id.clone()), &own).await?;
+            let key = (id, feature_id.clone());
+            let before = quotas.get(&key).and_then(|quotas| quotas.own.as_ref());
+            // Said twice, it must not tell the customer of its thresholds twice.
+            if before.is_some_and(|before| before.same_as(&own)) {
+                return Ok(None);
+            }
+            tx.put_override(&key, &own).await?;
             let ends_at = own.ends_at.map(|end| end.to_string());
             let detail = json!({"feature_id": feature_id, "enforcement": own.enforcement.as_str(),
                 "granted": own.enforcement.number(), "ends_at": ends_at, "note": own.note});

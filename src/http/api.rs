@@ -2,12 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use super::Daemon;
+use super::bodies::{CheckBody, CommitBody, ReleaseBody, TrackBatchBody, TrackBody};
 use super::body::{Body, Fields, ReservationPath};
-use super::error::ApiError;
+use super::error::{ApiError, ErrorBody, ErrorDetail};
 use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
@@ -25,8 +28,34 @@ const MAX_HOLD_SECONDS: i64 = 604_800;
 /// How many runs one batch may tell of.
 const MAX_BATCH: usize = 1000;
 
+/// What became of each run of a batch.
+#[derive(Serialize, ToSchema)]
+pub struct BatchBody {
+    results: Vec<BatchResult>,
+}
+
+/// What the run alone would have been answered.
+#[derive(Serialize, ToSchema)]
+struct BatchResult {
+    /// 200 with an answer, or what its error would have come with.
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorDetail>,
+}
+
 /// May this customer run? Read-only, unless `send_event` asks for the run to be counted at once or
 /// `reserve` for its units to be held.
+#[utoipa::path(post, path = "/v1/check", tag = "gate", operation_id = "check", request_body = CheckBody,
+    responses(
+        (status = 200, description = "The decision", body = Answer, links(
+            ("commit" = (operation_id = "commit", parameters(("id" = "$response.body#/reservation/id")))),
+            ("release" = (operation_id = "release", parameters(("id" = "$response.body#/reservation/id")))),
+        )),
+        (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
+        (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
+    ))]
 pub async fn check(
     State(daemon): State<Daemon>,
     Body(body): Body,
@@ -50,6 +79,12 @@ pub async fn check(
 }
 
 /// Counts a run that has already happened.
+#[utoipa::path(post, path = "/v1/track", tag = "gate", operation_id = "track", request_body = TrackBody,
+    responses(
+        (status = 200, description = "What was counted", body = Answer),
+        (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
+        (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
+    ))]
 pub async fn track(
     State(daemon): State<Daemon>,
     Body(body): Body,
@@ -59,10 +94,13 @@ pub async fn track(
 
 /// Counts up to a thousand runs that have already happened, in their order, and answers each by
 /// itself.
+#[utoipa::path(post, path = "/v1/track/batch", tag = "gate", operation_id = "track_batch",
+    request_body = TrackBatchBody,
+    responses((status = 200, description = "One result for each run, in their order", body = BatchBody)))]
 pub async fn track_batch(
     State(daemon): State<Daemon>,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<BatchBody>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let events = fields.list("events")?;
     fields.finish()?;
@@ -79,15 +117,15 @@ pub async fn track_batch(
             Err(refused) => Err(refused),
         };
         match answer {
-            Ok(answer) => json!({"status": 200, "answer": answer}),
-            Err(error) => {
-                let mut result = error.body();
-                result["status"] = error.status.as_u16().into();
-                result
-            }
+            Ok(answer) => BatchResult { status: 200, answer: Some(answer), error: None },
+            Err(error) => BatchResult {
+                status: error.status.as_u16(),
+                answer: None,
+                error: Some(error.body().error),
+            },
         }
     });
-    Ok(Json(json!({"results": results.collect::<Vec<_>>()})))
+    Ok(Json(BatchBody { results: results.collect() }))
 }
 
 fn tracked(mut fields: Fields) -> Result<Request, ApiError> {
@@ -99,6 +137,14 @@ fn tracked(mut fields: Fields) -> Result<Request, ApiError> {
 }
 
 /// Counts a run whose units were held: the number given, or what was held.
+#[utoipa::path(post, path = "/v1/reservations/{id}/commit", tag = "gate", operation_id = "commit",
+    params(("id" = ReservationId, Path, description = "`reservation.id` of the check's answer")),
+    request_body = Option<CommitBody>,
+    responses(
+        (status = 200, description = "What was counted, and whether it was late or over the limit", body = Answer),
+        (status = 404, description = "No such reservation", body = ErrorBody),
+        (status = 409, description = "The reservation has another end already", body = ErrorBody),
+    ))]
 pub async fn commit(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,
@@ -113,6 +159,14 @@ pub async fn commit(
 }
 
 /// Gives the units back; nothing is counted.
+#[utoipa::path(post, path = "/v1/reservations/{id}/release", tag = "gate", operation_id = "release",
+    params(("id" = ReservationId, Path, description = "`reservation.id` of the check's answer")),
+    request_body = Option<ReleaseBody>,
+    responses(
+        (status = 200, description = "The units are free again", body = Answer),
+        (status = 404, description = "No such reservation", body = ErrorBody),
+        (status = 409, description = "The reservation has another end already", body = ErrorBody),
+    ))]
 pub async fn release(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,

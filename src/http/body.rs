@@ -25,6 +25,8 @@ const MAX_BODY: usize = 1 << 20;
 /// Of a larger body this much is read and forgotten before it is refused: a caller that is cut off
 /// while it sends sees a broken connection and not the reason.
 const MAX_DRAINED: usize = 64 << 20;
+/// The longest note kept, in characters.
+pub const MAX_NOTE: usize = 500;
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -130,18 +132,25 @@ impl Fields {
         }
     }
 
-    /// The fields of a query string; one that is there and empty is as good as absent.
+    /// The fields of a query string.
     pub fn query(query: Pairs) -> Result<Self, ApiError> {
         let Query(pairs) =
             query.map_err(|_| ApiError::malformed("the query string cannot be read"))?;
         let mut fields = Map::new();
-        for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (name, value) in pairs {
             if fields.contains_key(&name) {
                 return Err(twice(&name));
             }
             fields.insert(name, Value::String(value));
         }
         Ok(Self { fields, path: String::new() })
+    }
+
+    /// Leaves out what is there and empty, as a form sends a filter that nobody filled in.
+    #[must_use]
+    pub fn without_empty(mut self) -> Self {
+        self.fields.retain(|_, value| *value != "");
+        self
     }
 
     fn name(&self, field: &str) -> String {
@@ -157,7 +166,8 @@ impl Fields {
         ApiError::malformed(format!("{name} must be {wanted}")).param(name)
     }
 
-    fn missing(&self, field: &str) -> ApiError {
+    /// 422: a field that is needed is not there.
+    pub fn missing(&self, field: &str) -> ApiError {
         let name = self.name(field);
         let message = format!("{name} is missing");
         ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "missing_field", message).param(name)
@@ -225,6 +235,14 @@ impl Fields {
         }
     }
 
+    pub fn required_integer(
+        &mut self,
+        field: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<i64, ApiError> {
+        self.integer(field, range)?.ok_or_else(|| self.missing(field))
+    }
+
     /// A moment: RFC 3339, such as `2026-12-01T00:00:00Z`.
     pub fn time(&mut self, field: &str) -> Result<Option<Timestamp>, ApiError> {
         let Some(text) = self.string(field)? else { return Ok(None) };
@@ -266,6 +284,17 @@ impl Fields {
             return Err(ApiError::invalid(self.name(field), wanted));
         }
         Ok(clean_name(&text))
+    }
+
+    /// A line that support writes for itself: control characters are taken out.
+    pub fn note(&mut self, field: &str) -> Result<Option<String>, ApiError> {
+        let Some(text) = self.string(field)? else { return Ok(None) };
+        if text.chars().count() > MAX_NOTE {
+            let wanted = format!("must have at most {MAX_NOTE} characters");
+            return Err(ApiError::invalid(self.name(field), wanted));
+        }
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
     }
 
     /// An e-mail address, as far as that can be told without writing to it.

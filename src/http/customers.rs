@@ -1,47 +1,79 @@
 //! `/v1/customers/{id}`: who the customers are.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Daemon;
+use super::bodies::PutCustomerBody;
 use super::body::{Body, CustomerPath, Fields};
-use super::error::{ApiError, unknown_customer};
+use super::error::{ApiError, ErrorBody, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
-use crate::domain::customer::Profile;
+use crate::domain::customer::{Customer, Profile};
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, FeatureId, PlanId, printable_ascii};
-use crate::gate::{Request, Said, create_customer, windows};
+use crate::domain::plan::Plan;
+use crate::gate::quotas::Kind;
+use crate::gate::{Request, Said, create_customer, terms_of, windows};
 use crate::sync::link::{LINKED, LinkError, link};
 
 /// A customer as the API shows it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub struct CustomerBody {
     customer_id: CustomerId,
+    #[schema(required)]
     email: Option<String>,
+    #[schema(required)]
     name: Option<String>,
+    #[schema(required)]
     stripe_customer_id: Option<String>,
+    #[schema(required)]
     plan_id: Option<PlanId>,
+    /// The version of the plans file whose limits it keeps; null for the one in force.
+    #[schema(required)]
+    terms_version: Option<i64>,
+    #[schema(required)]
     subscription: Option<SubscriptionBody>,
     period: Bounds,
     features: Vec<FeatureBody>,
     created_at: Timestamp,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct SubscriptionBody {
     id: String,
     status: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct FeatureBody {
     feature_id: FeatureId,
+    /// The customer's own quota, if one holds in place of the plan's.
+    #[serde(rename = "override")]
+    #[schema(required)]
+    own: Option<OwnQuotaBody>,
+    /// Units that one-off grants have left; they are part of the balance.
+    grants_left: i64,
     balance: Balance,
     threshold: Threshold,
     pace: PaceBody,
+}
+
+/// A quota that a customer has of its own.
+#[derive(Serialize, ToSchema)]
+struct OwnQuotaBody {
+    #[schema(value_type = Kind)]
+    enforcement: &'static str,
+    /// Units; null if unlimited.
+    #[schema(required)]
+    granted: Option<i64>,
+    #[schema(required)]
+    ends_at: Option<Timestamp>,
 }
 
 /// What a `PUT` says: `None` leaves a field as it is, `Some(None)` clears it.
@@ -52,6 +84,18 @@ struct Changes {
 }
 
 /// Creates the customer on the default plan, or changes what the body names.
+#[utoipa::path(put, path = "/v1/customers/{id}", tag = "customers", operation_id = "put_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    request_body = Option<PutCustomerBody>,
+    responses(
+        (status = 200, description = "The customer as it is now", body = CustomerBody, links(
+            ("get" = (operation_id = "get_customer", parameters(("id" = "$request.path.id")))),
+            ("delete" = (operation_id = "delete_customer", parameters(("id" = "$request.path.id")))),
+            ("grant" = (operation_id = "grant", parameters(("id" = "$request.path.id")))),
+        )),
+        (status = 404, description = "The customer was deleted meanwhile", body = ErrorBody),
+        (status = 409, description = "Another customer has this Stripe customer", body = ErrorBody),
+    ))]
 pub async fn put(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -97,6 +141,13 @@ pub async fn put(
     show(&daemon, &id).await
 }
 
+/// Who the customer is, and what it has left of each feature.
+#[utoipa::path(get, path = "/v1/customers/{id}", tag = "customers", operation_id = "get_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    responses(
+        (status = 200, description = "The customer", body = CustomerBody),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn get(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -105,6 +156,12 @@ pub async fn get(
 }
 
 /// Forgets who the customer is; its usage stays in the books without a name.
+#[utoipa::path(delete, path = "/v1/customers/{id}", tag = "customers", operation_id = "delete_customer",
+    params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
+    responses(
+        (status = 204, description = "Forgotten"),
+        (status = 404, description = "No such customer", body = ErrorBody),
+    ))]
 pub async fn delete(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
@@ -121,25 +178,17 @@ pub async fn delete(
 async fn show(daemon: &Daemon, id: &CustomerId) -> Result<Json<CustomerBody>, ApiError> {
     let app = &daemon.app;
     let customer = app.store.customer(id).await?.ok_or_else(unknown_customer)?;
-    let (_, catalog) = app.plans.active();
-    let plan = customer.tier.plan(&catalog);
+    let terms = terms_of(app, &customer).await?;
+    let plan = customer.tier.plan(&terms);
     let period = customer.tier.cycle.period_at(app.clock.now());
-    let mut features = Vec::new();
-    for feature_id in plan.into_iter().flat_map(|plan| plan.limits.keys()) {
-        let answer = daemon.gate.ask(question(id, feature_id)).await?;
-        features.push(FeatureBody {
-            feature_id: feature_id.clone(),
-            balance: answer.balance,
-            threshold: answer.threshold,
-            pace: answer.pace,
-        });
-    }
+    let features = features(daemon, &customer, plan).await?;
     Ok(Json(CustomerBody {
         customer_id: customer.id.clone(),
         email: customer.profile.email.clone(),
         name: customer.profile.name.clone(),
         stripe_customer_id: customer.stripe_customer_id.clone(),
         plan_id: plan.map(|plan| plan.id.clone()),
+        terms_version: customer.terms_version,
         subscription: customer
             .tier
             .subscription
@@ -149,6 +198,46 @@ async fn show(daemon: &Daemon, id: &CustomerId) -> Result<Json<CustomerBody>, Ap
         features,
         created_at: customer.created_at,
     }))
+}
+
+/// What its plan, an own quota or a grant gives a customer, in order of the feature.
+async fn features(
+    daemon: &Daemon,
+    customer: &Customer,
+    plan: Option<&Plan>,
+) -> Result<Vec<FeatureBody>, ApiError> {
+    let now = daemon.app.clock.now();
+    let (_, active) = daemon.app.plans.active();
+    let all = match customer.has_quotas {
+        true => daemon.app.store.quotas_of(&customer.id).await?,
+        false => HashMap::new(),
+    };
+    let mut features = Vec::new();
+    for feature_id in active.features.keys() {
+        let quotas = all.get(&(customer.id.clone(), feature_id.clone()));
+        let own = quotas.and_then(|quotas| quotas.own.as_ref());
+        let own = own.filter(|own| own.holds(plan.map(|plan| &plan.id), now));
+        let grants = quotas.into_iter().flat_map(|quotas| &quotas.grants);
+        let grants_left = grants.map(|grant| grant.left(now)).fold(0, i64::saturating_add);
+        let in_plan = plan.is_some_and(|plan| plan.limits.contains_key(feature_id));
+        if !in_plan && own.is_none() && grants_left == 0 {
+            continue;
+        }
+        let answer = daemon.gate.ask(question(&customer.id, feature_id)).await?;
+        features.push(FeatureBody {
+            feature_id: feature_id.clone(),
+            own: own.map(|own| OwnQuotaBody {
+                enforcement: own.enforcement.as_str(),
+                granted: own.enforcement.number(),
+                ends_at: own.ends_at,
+            }),
+            grants_left,
+            balance: answer.balance,
+            threshold: answer.threshold,
+            pace: answer.pace,
+        });
+    }
+    Ok(features)
 }
 
 /// A question that counts nothing.

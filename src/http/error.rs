@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::credit::CreditError;
 use crate::gate::GateError;
@@ -16,6 +17,25 @@ pub struct ApiError {
     pub status: StatusCode,
     pub code: &'static str,
     pub message: String,
+    pub param: Option<String>,
+}
+
+/// An error as it goes out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"error": {"code": "invalid_value",
+    "message": "required_balance must be an integer from 1 to 1000000000", "param": "required_balance"}}))]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// A word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// The field, the header or the part of the path that is at fault.
+    #[schema(required)]
     pub param: Option<String>,
 }
 
@@ -46,9 +66,23 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
+    /// 404: the plans file in force has no such feature.
+    pub fn unknown_feature() -> Self {
+        Self::not_found("unknown_feature", "feature_id is not a feature of the plans file")
+            .param("feature_id")
+    }
+
+    /// 409: one key, two requests.
+    pub fn key_reused() -> Self {
+        let message =
+            "idempotency_key was used with another request; use a new key for a new request";
+        Self::new(StatusCode::CONFLICT, "idempotency_key_reused", message).param("idempotency_key")
+    }
+
     /// As the contract words it.
-    pub fn body(&self) -> Value {
-        json!({"error": {"code": self.code, "message": self.message, "param": self.param}})
+    pub fn body(&self) -> ErrorBody {
+        let (message, param) = (self.message.clone(), self.param.clone());
+        ErrorBody { error: ErrorDetail { code: self.code, message, param } }
     }
 
     /// 503: try again soon.
@@ -78,16 +112,8 @@ impl From<GateError> for ApiError {
     fn from(error: GateError) -> Self {
         match error {
             GateError::UnknownCustomer => unknown_customer(),
-            GateError::UnknownFeature => {
-                Self::not_found("unknown_feature", "feature_id is not a feature of the plans file")
-                    .param("feature_id")
-            }
-            GateError::KeyReused => Self::new(
-                StatusCode::CONFLICT,
-                "idempotency_key_reused",
-                "idempotency_key was used with another request; use a new key for a new request",
-            )
-            .param("idempotency_key"),
+            GateError::UnknownFeature => Self::unknown_feature(),
+            GateError::KeyReused => Self::key_reused(),
             GateError::UnknownReservation => {
                 Self::not_found("unknown_reservation", "there is no such reservation")
                     .param("reservation_id")

@@ -3,14 +3,19 @@
 pub mod admin;
 pub mod api;
 pub mod auth;
+pub mod bodies;
 pub mod body;
 pub mod customers;
+pub mod docs;
 pub mod error;
 pub mod json;
+pub mod openapi;
 pub mod ops;
 pub mod pages;
+pub mod quotas;
 pub mod report;
 pub mod server;
+pub mod usage;
 pub mod webhook;
 
 use std::sync::Arc;
@@ -20,8 +25,9 @@ use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use metrics_exporter_prometheus::PrometheusHandle;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::gate::Gate;
@@ -42,46 +48,72 @@ pub struct Daemon {
 /// All routes of the daemon.
 pub fn router(daemon: Daemon) -> Router {
     let with_key = || middleware::from_fn_with_state(daemon.clone(), auth::require_api_key);
-    // What counts is done by the gate's writer, whoever hangs up: no task of its own.
-    let gate = Router::new()
-        .route("/v1/check", post(api::check))
-        .route("/v1/track", post(api::track))
-        .route("/v1/track/batch", post(api::track_batch))
-        .route("/v1/reservations/{id}/commit", post(api::commit))
-        .route("/v1/reservations/{id}/release", post(api::release))
-        .route_layer(with_key());
-    let api = Router::new()
-        .route(
-            "/v1/customers/{id}",
-            put(customers::put).get(customers::get).delete(customers::delete),
-        )
-        .route_layer(with_key());
-    let admin = Router::new()
-        .route("/admin/api/v1/customers/{id}/sync", post(admin::sync))
-        .route("/admin/api/v1/audit", get(admin::audit))
-        .route("/admin/api/v1/notices", get(admin::notices))
-        .route("/admin/api/v1/inbox", get(admin::inbox))
-        .route("/admin/api/v1/outbox", get(admin::outbox))
-        .route("/admin/api/v1/jobs", get(admin::jobs))
-        .route("/admin/api/v1/report/pricing", get(report::pricing))
-        .route("/admin/report/pricing", get(report::pricing_page))
-        .route_layer(middleware::from_fn_with_state(daemon.clone(), auth::require_admin));
-    let open = Router::new()
-        .route("/webhooks/stripe", post(webhook::stripe))
-        .route("/upgrade", get(pages::upgrade))
-        .route("/usage", get(pages::usage))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics));
-    Router::new()
-        .merge(api)
-        .merge(admin)
-        .merge(open)
+    let with_token = middleware::from_fn_with_state(daemon.clone(), auth::require_admin);
+    let (routes, _) = OpenApiRouter::new()
+        .merge(product().route_layer(with_key()))
+        .merge(support().route_layer(with_token))
+        .merge(open())
         .layer(middleware::from_fn(to_its_end))
-        .merge(gate)
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(no_such_method)
-        .with_state(daemon)
+        // What counts is done by the gate's writer, whoever hangs up: no task of its own.
+        .merge(gate().route_layer(with_key()))
+        .split_for_parts();
+    routes.fallback(no_such_route).method_not_allowed_fallback(no_such_method).with_state(daemon)
+}
+
+/// The same routes for the document's sake: nothing asks for credentials.
+fn documented() -> OpenApiRouter<Daemon> {
+    gate().merge(product()).merge(support()).merge(open())
+}
+
+/// The hot path: what the product calls around every run.
+fn gate() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(api::check))
+        .routes(routes!(api::track))
+        .routes(routes!(api::track_batch))
+        .routes(routes!(api::commit))
+        .routes(routes!(api::release));
+    openapi::guarded(routes, openapi::API_KEY)
+}
+
+/// What else the product calls with its API key.
+fn product() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(customers::put, customers::get, customers::delete))
+        .routes(routes!(usage::get));
+    openapi::guarded(routes, openapi::API_KEY)
+}
+
+/// What support calls with the admin token.
+fn support() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(admin::sync))
+        .routes(routes!(quotas::get))
+        .routes(routes!(quotas::set_override, quotas::clear_override))
+        .routes(routes!(quotas::grant))
+        .routes(routes!(quotas::revoke))
+        .routes(routes!(quotas::keep_terms))
+        .routes(routes!(admin::audit))
+        .routes(routes!(admin::notices))
+        .routes(routes!(admin::inbox))
+        .routes(routes!(admin::outbox))
+        .routes(routes!(admin::jobs))
+        .routes(routes!(report::pricing))
+        .routes(routes!(report::pricing_page));
+    openapi::guarded(routes, openapi::ADMIN_TOKEN)
+}
+
+/// What bears its own authority, as Stripe's signature or a link's token, or needs none.
+fn open() -> OpenApiRouter<Daemon> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(webhook::stripe))
+        .routes(routes!(ops::healthz))
+        .routes(routes!(ops::readyz))
+        .routes(routes!(ops::metrics))
+        .routes(routes!(openapi::json))
+        .routes(routes!(docs::docs));
+    let pages = OpenApiRouter::new().routes(routes!(pages::upgrade)).routes(routes!(pages::usage));
+    openapi::fallible(routes).merge(pages)
 }
 
 /// Runs each request in a task of its own: a caller that hangs up must not stop a transaction

@@ -43,11 +43,27 @@ struct FeatureRow {
 }
 
 /// What the customer has used.
+#[utoipa::path(get, path = "/usage", tag = "links", operation_id = "usage_page",
+    params(("token" = String, Query, description = "The link's, valid to the period's end")),
+    responses(
+        (status = 200, description = "The page", content_type = "text/html", body = String),
+        (status = 400, description = "Not a link of ours", content_type = "text/plain", body = String),
+        (status = 403, description = "The link is not valid, or not any more", content_type = "text/plain", body = String),
+        (status = 503, description = "Not now", content_type = "text/plain", body = String),
+    ))]
 pub async fn usage(State(daemon): State<Daemon>, token: Token) -> Response {
     page(&daemon, token, Purpose::Usage, "Your usage", None).await
 }
 
 /// What the next plan gives.
+#[utoipa::path(get, path = "/upgrade", tag = "links", operation_id = "upgrade_page",
+    params(("token" = String, Query, description = "The link's, valid to the period's end")),
+    responses(
+        (status = 200, description = "The page", content_type = "text/html", body = String),
+        (status = 400, description = "Not a link of ours", content_type = "text/plain", body = String),
+        (status = 403, description = "The link is not valid, or not any more", content_type = "text/plain", body = String),
+        (status = 503, description = "Not now", content_type = "text/plain", body = String),
+    ))]
 pub async fn upgrade(State(daemon): State<Daemon>, token: Token) -> Response {
     let how_to = "To upgrade, open the billing page of the product you use.";
     page(&daemon, token, Purpose::Upgrade, "Your plan and the next one", Some(how_to)).await

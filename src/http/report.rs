@@ -4,22 +4,56 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use utoipa::IntoParams;
 
 use super::Daemon;
 use super::body::{Fields, Pairs};
-use super::error::ApiError;
+use super::error::{ApiError, ErrorBody};
 use crate::clock::Timestamp;
 use crate::domain::ids::FeatureId;
 use crate::domain::margin::{Ledger, Report, Span, Tariff, Wishes};
 use crate::report::recorded::{midnight, month_until, read_recorded};
 
-/// `GET /admin/api/v1/report/pricing?from=&to=&feature_id=&target_margin=`: days in UTC; the last
-/// month unless told otherwise. `docs/pricing-report.schema.json` says what it answers.
+/// What a report is asked for, as the document describes it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the query is read field by field")]
+struct Asked {
+    /// The first day, in UTC.
+    #[param(value_type = String, format = Date, required = false)]
+    from: Option<String>,
+    /// The first day that is not included.
+    #[param(value_type = String, format = Date, required = false)]
+    to: Option<String>,
+    /// May be left out if there is but one.
+    #[param(value_type = String, required = false)]
+    feature_id: Option<FeatureId>,
+    /// In percent; 70 if left out.
+    #[param(minimum = 0, maximum = 99)]
+    target_margin: Option<u8>,
+}
+
+/// What customers cost and pay: percentiles, margins and advice; of the last month unless told
+/// otherwise.
+#[utoipa::path(get, path = "/admin/api/v1/report/pricing", tag = "support", operation_id = "pricing_report",
+    params(Asked),
+    responses(
+        (status = 200, description = "The report", body = ref("#/components/schemas/PricingReport")),
+        (status = 404, description = "No runs in this time", body = ErrorBody),
+        (status = 409, description = "The plans file lacks what the report needs", body = ErrorBody),
+    ))]
 pub async fn pricing(State(daemon): State<Daemon>, query: Pairs) -> Result<Json<Report>, ApiError> {
     Ok(Json(report(&daemon, query).await?))
 }
 
 /// The same as a page with charts.
+#[utoipa::path(get, path = "/admin/report/pricing", tag = "support", operation_id = "pricing_report_page",
+    params(Asked),
+    responses(
+        (status = 200, description = "The page", body = String, content_type = "text/html"),
+        (status = 404, description = "No runs in this time", body = ErrorBody),
+        (status = 409, description = "The plans file lacks what the report needs", body = ErrorBody),
+    ))]
 pub async fn pricing_page(
     State(daemon): State<Daemon>,
     query: Pairs,

@@ -3,18 +3,34 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Daemon;
 use super::body::Body;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorBody};
 use crate::stripe::{event, signature};
 
+/// The event is stored, now or before.
+#[derive(Serialize, ToSchema)]
+pub struct Received {
+    received: bool,
+}
+
+/// Takes an event of Stripe's: verified, stored, applied a moment later.
+#[utoipa::path(post, path = "/webhooks/stripe", tag = "links", operation_id = "stripe_webhook",
+    params(("Stripe-Signature" = String, Header, description = "Stripe's, over the raw body; at most 300 s old")),
+    request_body(content = Object, description = "A snapshot or thin event", content_type = "application/json"),
+    responses(
+        (status = 200, description = "Stored", body = Received),
+        (status = 400, description = "Not signed by Stripe, of the other mode, or not an event", body = ErrorBody),
+        (status = 503, description = "No STRIPE_WEBHOOK_SECRET, or the database cannot answer", body = ErrorBody),
+    ))]
 pub async fn stripe(
     State(daemon): State<Daemon>,
     headers: HeaderMap,
     Body(body): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Received>, ApiError> {
     let app = &daemon.app;
     let secrets = &app.credentials.webhook_secrets;
     if secrets.is_empty() {
@@ -50,7 +66,7 @@ pub async fn stripe(
     if new {
         app.nudges.inbox.notify_one();
     }
-    Ok(Json(json!({"received": true})))
+    Ok(Json(Received { received: true }))
 }
 
 fn refused(why: &'static str) {

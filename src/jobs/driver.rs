@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use utoipa::ToSchema;
 
 use super::{Job, Progress, Schedule};
 use crate::app::App;
@@ -21,11 +22,13 @@ use crate::clock::Timestamp;
 const LEASE: Duration = Duration::from_secs(60);
 
 /// How a job's last run went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JobStatus {
     pub job: &'static str,
+    #[schema(required)]
     pub last_run_at: Option<Timestamp>,
     pub ok: bool,
+    #[schema(required)]
     pub note: Option<String>,
 }
 

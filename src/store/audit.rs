@@ -2,16 +2,18 @@
 
 use serde::Serialize;
 use sqlx::Row;
+use utoipa::ToSchema;
 
 use super::{Result, Store, Tx, time};
 use crate::clock::Timestamp;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct AuditEntry {
     pub audit_id: String,
     pub at: Timestamp,
     pub actor: String,
     pub action: String,
+    #[schema(required)]
     pub customer_id: Option<String>,
     pub detail: serde_json::Value,
 }

@@ -3,24 +3,29 @@
 use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
+use utoipa::ToSchema;
 
 use super::{Result, Store, Tx, time, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
 
 /// A stored event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StoredEvent {
     pub event_id: String,
     pub event_type: String,
+    #[schema(required)]
     pub stripe_customer_id: Option<String>,
     /// Whom the event names itself, or whom it was found to concern.
+    #[schema(required)]
     pub customer_id: Option<String>,
     /// `pending`, `applied`, `ignored` or `parked`.
     pub state: String,
     pub attempts: i64,
     pub received_at: Timestamp,
+    #[schema(required)]
     pub settled_at: Option<Timestamp>,
+    #[schema(required)]
     pub detail: Option<String>,
 }
 

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod customers;
 pub mod events;
+pub mod history;
 pub mod inbox;
 pub mod journal;
 pub mod keys;

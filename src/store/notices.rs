@@ -1,9 +1,9 @@
 //! Notices: mails that are due, on their way or settled.
 
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use sqlx::Row;
 use sqlx::any::AnyRow;
+use utoipa::ToSchema;
 
 use super::{Result, Store, StoreError, Tx, assembled, customers, time};
 use crate::clock::Timestamp;
@@ -13,7 +13,7 @@ use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::BillingPeriod;
 
 /// One mail: why, to whom, and what has become of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Notice {
     pub notice_id: String,
     pub customer_id: CustomerId,
@@ -24,12 +24,15 @@ pub struct Notice {
     pub kind: NoticeKind,
     /// What was crossed; 100 % for the cap, 0 % for an upgrade.
     #[serde(flatten, serialize_with = "mark_fields")]
+    #[schema(value_type = MarkFields)]
     pub mark: Mark,
     pub entitlement_version: i64,
     pub state: NoticeState,
     /// Usage at the crossing, in whole units.
     pub usage_units: i64,
+    #[schema(required)]
     pub plan_id: Option<PlanId>,
+    #[schema(required)]
     pub from_plan_id: Option<PlanId>,
     /// The plans file in force when the notice became due.
     pub plan_version: i64,
@@ -39,7 +42,17 @@ pub struct Notice {
     pub state_since: Timestamp,
     pub attempts: i64,
     /// Why it was dropped, refused or is in doubt.
+    #[schema(required)]
     pub detail: Option<String>,
+}
+
+/// What was crossed, as the list has it.
+#[derive(Serialize, ToSchema)]
+struct MarkFields {
+    #[schema(required)]
+    percent: Option<u16>,
+    #[schema(required)]
+    at_units: Option<i64>,
 }
 
 impl Store {
@@ -197,10 +210,7 @@ fn mark_fields<S: Serializer>(mark: &Mark, serializer: S) -> Result<S::Ok, S::Er
         Mark::Percent(percent) => (Some(percent), None),
         Mark::Units(units) => (None, Some(units)),
     };
-    let mut fields = serializer.serialize_map(None)?;
-    fields.serialize_entry("percent", &percent)?;
-    fields.serialize_entry("at_units", &at_units)?;
-    fields.end()
+    MarkFields { percent, at_units }.serialize(serializer)
 }
 
 fn read(row: &AnyRow) -> Result<Notice> {

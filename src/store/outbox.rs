@@ -3,6 +3,7 @@
 use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
+use utoipa::ToSchema;
 
 use super::usage::CounterKey;
 use super::{Result, Store, Tx, time, time_or_none};
@@ -11,7 +12,7 @@ use crate::domain::ids::CustomerId;
 use crate::domain::usage::OpenWindow;
 
 /// A closed window on its way to Stripe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MeterEvent {
     pub identifier: String,
     #[serde(skip)]
@@ -25,9 +26,12 @@ pub struct MeterEvent {
     /// `pending`, `delivered` or `parked`.
     pub state: String,
     pub attempts: i64,
+    #[schema(required)]
     pub first_sent_at: Option<Timestamp>,
     pub created_at: Timestamp,
+    #[schema(required)]
     pub settled_at: Option<Timestamp>,
+    #[schema(required)]
     pub detail: Option<String>,
 }
 

@@ -11,6 +11,7 @@ pub mod usage;
 use std::time::Duration;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -39,7 +40,7 @@ pub enum Mode {
 }
 
 /// What a sync found, in the contract's words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SyncReport {
     pub customer_id: CustomerId,
     pub dry_run: bool,
@@ -48,10 +49,12 @@ pub struct SyncReport {
 }
 
 /// One thing that was not as Stripe says, and what is done about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Difference {
     pub what: &'static str,
+    #[schema(required)]
     pub local: Option<String>,
+    #[schema(required)]
     pub stripe: Option<String>,
     pub action: &'static str,
 }

@@ -6,6 +6,7 @@ pub mod load;
 #[macro_use]
 pub mod postgres;
 pub mod process;
+pub mod schemathesis;
 pub mod sdk;
 pub mod smtp_sink;
 pub mod sql;

@@ -1,0 +1,119 @@
+//! What a customer has used, by day, by hour and by whom.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::postgres::TestDb;
+use crate::harness::world::{ADMIN_TOKEN, Reply, World};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn run_by(world: &World, entity: Option<&str>, units: i64) {
+    let body = json!({"customer_id": "acme", "feature_id": "ai_runs", "value": units, "entity_id": entity});
+    world.call("POST", "/v1/track", &body).await.ok();
+}
+
+async fn ask(world: &World, query: &str) -> Reply {
+    world.call("GET", &format!("/v1/customers/acme/usage?{query}"), &Value::Null).await
+}
+
+/// The bins in which something was used, as `start units events`.
+fn used(usage: &Value) -> Vec<String> {
+    let bins = usage["bins"].as_array().expect("a list");
+    let told = bins.iter().map(|bin| {
+        format!("{} {} {}", bin["start"].as_str().unwrap_or_default(), bin["units"], bin["events"])
+    });
+    told.filter(|bin| !bin.ends_with(" 0 0")).collect()
+}
+
+/// Three days of two people and a cron job.
+async fn three_days(db: &TestDb) -> World {
+    let world = World::start(db).await;
+    world.customer("acme").await;
+    run_by(&world, Some("jo"), 2).await;
+    run_by(&world, None, 1).await;
+    world.advance(HOUR).await;
+    run_by(&world, Some("al"), 4).await;
+    world.advance(47 * HOUR).await;
+    run_by(&world, Some("jo"), 3).await;
+    world
+}
+
+both_databases! {
+    async fn usage_is_told_by_day_in_the_current_period(db: TestDb) {
+        let world = three_days(&db).await;
+        let usage = ask(&world, "feature_id=ai_runs").await.ok();
+        assert_eq!((&usage["from"], &usage["to"], &usage["bin"]),
+            (&json!("2026-11-01T00:00:00Z"), &json!("2026-12-01T00:00:00Z"), &json!("day")));
+        assert_eq!(usage["bins"].as_array().unwrap().len(), 30);
+        assert_eq!(used(&usage), ["2026-11-01T00:00:00Z 7 3", "2026-11-03T00:00:00Z 3 1"]);
+        assert_eq!((&usage["total"], &usage["events"]), (&json!(10), &json!(4)));
+        assert_eq!(usage["entities"], json!([
+            {"entity_id": "jo", "units": 5, "events": 2}, {"entity_id": "al", "units": 4, "events": 1},
+            {"entity_id": null, "units": 1, "events": 1}]));
+        assert_eq!(usage["total"], world.check("acme").await["balance"]["usage"]);
+    }
+
+    async fn usage_is_told_by_hour_and_by_whom(db: TestDb) {
+        let world = three_days(&db).await;
+        let usage = ask(&world, "feature_id=ai_runs&bin=hour&group_by=entity\
+            &from=2026-11-01T09:00:00Z&to=2026-11-01T11:00:00Z").await.ok();
+        assert_eq!(usage["bins"], json!([
+            {"start": "2026-11-01T09:00:00Z", "end": "2026-11-01T10:00:00Z", "units": 3, "events": 2, "entities": [
+                {"entity_id": "jo", "units": 2, "events": 1}, {"entity_id": null, "units": 1, "events": 1}]},
+            {"start": "2026-11-01T10:00:00Z", "end": "2026-11-01T11:00:00Z", "units": 4, "events": 1, "entities": [
+                {"entity_id": "al", "units": 4, "events": 1}]}]));
+    }
+
+    async fn a_span_includes_its_first_instant_and_not_its_last(db: TestDb) {
+        let world = three_days(&db).await;
+        for (from, to, total) in [("09:00:00Z", "10:00:00Z", 3), ("10:00:00Z", "10:00:00.001Z", 4),
+            ("10:00:00.001Z", "11:00:00Z", 0), ("00:00:00%2B01:00", "11:30:00%2B01:00", 7)] {
+            let query = format!("feature_id=ai_runs&from=2026-11-01T{from}&to=2026-11-01T{to}");
+            assert_eq!(ask(&world, &query).await.ok()["total"], total, "{query}");
+        }
+    }
+
+    async fn denials_and_holds_are_not_usage_and_a_committed_run_is(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.runs("acme", 190).await;
+        let hold = json!({"customer_id": "acme", "feature_id": "ai_runs", "required_balance": 10, "reserve": {},
+            "entity_id": "jo"});
+        let hold = world.call("POST", "/v1/check", &hold).await.ok();
+        assert_eq!(world.run("acme").await["reason"], "held_by_running_jobs");
+        assert_eq!(ask(&world, "feature_id=ai_runs").await.ok()["total"], 190);
+        let commit = format!("/v1/reservations/{}/commit", hold["reservation"]["id"].as_str().unwrap());
+        world.call("POST", &commit, &json!({"value": 7})).await.ok();
+        let usage = ask(&world, "feature_id=ai_runs").await.ok();
+        assert_eq!((&usage["total"], &usage["events"]), (&json!(197), &json!(2)));
+        assert_eq!(usage["entities"][1], json!({"entity_id": "jo", "units": 7, "events": 1}));
+    }
+
+    async fn what_cannot_be_asked_is_refused_by_name(db: TestDb) {
+        let world = three_days(&db).await;
+        for (query, status, error) in [
+            ("", 422, "missing_field: feature_id"),
+            ("feature_id=imports", 404, "unknown_feature: feature_id"),
+            ("feature_id=ai_runs&bin=week", 422, "invalid_value: bin"),
+            ("feature_id=ai_runs&group_by=plan", 422, "invalid_value: group_by"),
+            ("feature_id=ai_runs&from=yesterday", 422, "invalid_value: from"),
+            ("feature_id=ai_runs&from=2026-12-01T00:00:00Z", 422, "invalid_value: to"),
+            ("feature_id=ai_runs&from=2024-01-01T00:00:00Z", 422, "invalid_value: to"),
+            ("feature_id=ai_runs&to=2027-01-01T00:00:00Z&bin=hour", 422, "invalid_value: to"),
+            ("feature_id=ai_runs&feature_id=ai_runs", 400, "malformed: feature_id"),
+            ("feature_id=ai_runs&unit=run", 422, "unknown_field: unit"),
+        ] {
+            let refused = ask(&world, query).await;
+            assert_eq!((refused.status, refused.error().as_str()), (status, error), "{query}");
+        }
+        let stranger = world.call("GET", "/v1/customers/beta/usage?feature_id=ai_runs", &Value::Null).await;
+        assert_eq!((stranger.status, stranger.error().as_str()), (404, "unknown_customer: customer_id"));
+        let path = "/v1/customers/acme/usage?feature_id=ai_runs";
+        assert_eq!(world.call_as(ADMIN_TOKEN, "GET", path, &Value::Null).await.status, 403);
+        assert_eq!(world.call_as("nobody", "GET", path, &Value::Null).await.status, 401);
+        world.call("DELETE", "/v1/customers/acme", &Value::Null).await;
+        assert_eq!(ask(&world, "feature_id=ai_runs").await.error(), "unknown_customer: customer_id");
+    }
+}
