@@ -1,11 +1,18 @@
 //! Billing periods: half-open, in UTC, tiling time from an anchor as Stripe does it.
 
+use std::time::Duration;
+
 use jiff::tz::TimeZone;
 use jiff::{Span, Zoned};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::domain::plan::Interval;
+
+/// How long after its end a period's usage can still be reported. Stripe finalises a renewal's
+/// invoice about an hour after the period's end (its documentation, "Subscription invoices"); the
+/// other half of that hour is for the meter event to get there.
+pub const REPORTABLE_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// A half-open span of time, `[start, end)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

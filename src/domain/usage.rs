@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::domain::period::BillingPeriod;
+use crate::domain::period::{BillingPeriod, REPORTABLE_FOR};
 
 /// The largest quantity one call may count; the smallest is 1.
 pub const MAX_QUANTITY: i64 = 1_000_000_000;
@@ -92,7 +92,9 @@ impl Counter {
         let grid_ms = moment.ms().div_euclid(length_ms) * length_ms;
         let start = Timestamp::from_ms(grid_ms).max(floor);
         let end = Timestamp::from_ms(grid_ms + length_ms);
-        (start, if start < period.end { end.min(period.end) } else { end })
+        // What comes after the end is still this period's, and must reach Stripe while it can.
+        let last = if start < period.end { period.end } else { period.end.plus(REPORTABLE_FOR) };
+        (start, if start < last { end.min(last) } else { end })
     }
 }
 

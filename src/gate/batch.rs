@@ -15,7 +15,7 @@ use crate::domain::customer::Customer;
 use crate::domain::decision::{Crossing, Intent, Mark, crossing, decide, threshold};
 use crate::domain::ids::{CustomerId, FeatureId, ReservationId, derived_id};
 use crate::domain::notice::{NoticeKind, NoticeState};
-use crate::domain::period::BillingPeriod;
+use crate::domain::period::{BillingPeriod, REPORTABLE_FOR};
 use crate::domain::plan::Catalog;
 use crate::domain::quota::{Allowance, Quotas};
 use crate::domain::run::RunFacts;
@@ -39,34 +39,49 @@ pub(super) async fn run(
 ) -> (Books, Vec<Result<Decided, GateError>>) {
     for attempt in 1..=ATTEMPTS {
         match try_once(app, &mut books, asks).await {
-            Ok(results) => {
+            Ok((now, results)) => {
                 app.outages.ended();
-                outage::remember_all(app, &books, &results);
+                outage::remember_all(app, &books, now, &results);
                 books.age();
                 return (books, results);
             }
             Err(error) => {
                 // What was decided and not written is known nowhere.
-                books = Books::default();
+                books.clear();
                 if !error.asks_for_retry() || attempt == ATTEMPTS {
                     tracing::error!(%error, requests = asks.len(), "the gate cannot count");
-                    break;
+                    return (books, asks.iter().map(|_| Err(refusal(app, &error))).collect());
                 }
                 tracing::warn!(%error, attempt, "the gate's transaction is tried again");
             }
         }
     }
+    unreachable!("the last attempt returns")
+}
+
+/// A row that cannot be read is no outage.
+fn refusal(app: &App, error: &StoreError) -> GateError {
+    if !error.is_outage() {
+        return GateError::Unavailable(None);
+    }
     app.outages.began(app.clock.now());
-    (books, asks.iter().map(|_| Err(GateError::NotTaken)).collect())
+    GateError::NotTaken
 }
 
 async fn try_once(
     app: &App,
     books: &mut Books,
     asks: &[Ask],
-) -> Result<Vec<Result<Decided, GateError>>, StoreError> {
+) -> Result<(Timestamp, Vec<Result<Decided, GateError>>), StoreError> {
     let mut tx = app.store.begin().await?;
-    books.forget(tx.take_changed());
+    let now = tx.now;
+    if books.is_kept() {
+        let changed = tx.take_changed();
+        if let Some(changed) = changed.as_ref().filter(|changed| !changed.is_empty()) {
+            app.outages.forget(changed);
+        }
+        books.forget(changed);
+    }
     let mut batch = Batch::load(app, &mut tx, books, asks).await?;
     let results = asks
         .iter()
@@ -78,7 +93,7 @@ async fn try_once(
         .collect();
     batch.write(&mut tx).await?;
     tx.commit().await?;
-    Ok(results)
+    Ok((now, results))
 }
 
 /// What a batch knows and what it is going to write.
@@ -155,19 +170,30 @@ impl<'a> Batch<'a> {
 
     /// Counts a run as it was answered in an outage, unless it is counted already.
     fn journalled(&mut self, event: &NewEvent) -> Result<Decided, GateError> {
-        let facts = event.facts.clone();
-        let request_key = event.key.request_key();
-        if let Some(known) = self.remembered.get(&(facts.customer_id.clone(), request_key.clone()))
-        {
+        let id = &event.facts.customer_id;
+        let known = |key: &EventKey| self.remembered.get(&(id.clone(), key.request_key()));
+        let own = journalled_own_key(event);
+        let taken = |known: &Remembered| {
+            known.facts.counted > 0 && known.request_hash.as_deref() == event.key.request_hash()
+        };
+        if let Some(known) = known(&event.key).filter(|known| taken(known)).or(known(&own)) {
             return Ok((known.facts.clone(), known.plan_version));
         }
-        if self.books.get(&facts.customer_id).is_none() {
-            return Err(GateError::UnknownCustomer);
+        // Its key has got another answer meanwhile, or had one before: the run took place all the
+        // same, and is counted by itself.
+        let key = if known(&event.key).is_some() { own } else { event.key.clone() };
+        let account = self.books.get(id).ok_or(GateError::UnknownCustomer)?;
+        let mut event = NewEvent { key, ..event.clone() };
+        if self.now >= event.facts.period.end.plus(REPORTABLE_FOR) {
+            // As with a run that was committed too late for its period.
+            event.facts.period = account.customer.tier.cycle.period_at(self.now);
+            event.series = account.customer.tier.cycle.series;
         }
-        let key = journalled_key(event);
-        let metered = self.apply(&key, &facts, &request_key, None);
-        self.remember(NewEvent { metered, ..event.clone() });
-        Ok((facts, event.plan_version))
+        let (facts, request_key) = (event.facts.clone(), event.key.request_key());
+        let plan_version = event.plan_version;
+        let metered = self.apply(&journalled_key(&event), &facts, &request_key, None);
+        self.remember(NewEvent { metered, ..event });
+        Ok((facts, plan_version))
     }
 
     /// What is to be said of a run, and which counter it is counted on.
@@ -298,12 +324,7 @@ impl<'a> Batch<'a> {
     }
 
     pub fn remember(&mut self, event: NewEvent) {
-        let request_hash = match &event.key {
-            EventKey::Request { request_hash, .. } | EventKey::Reservation { request_hash, .. } => {
-                Some(request_hash.clone())
-            }
-            EventKey::Own(_) => None,
-        };
+        let request_hash = event.key.request_hash().map(str::to_owned);
         if request_hash.is_some() {
             let key = (event.facts.customer_id.clone(), event.key.request_key());
             let facts = event.facts.clone();
@@ -363,6 +384,11 @@ pub(super) fn journalled_key(event: &NewEvent) -> CounterKey {
         series: event.series,
         period_start: event.facts.period.start,
     }
+}
+
+/// What a run of an outage is known by where its own key has another answer.
+pub(super) fn journalled_own_key(event: &NewEvent) -> EventKey {
+    EventKey::Own(format!("outage:{}", event.key.request_key()))
 }
 
 pub(super) fn counter_key(

@@ -53,15 +53,30 @@ impl Account {
 /// The accounts that are known. The least recently used are forgotten, a generation at a time.
 #[derive(Default)]
 pub(super) struct Books {
+    /// Whether they are the writer's, who is told what others change.
+    kept: bool,
     young: HashMap<CustomerId, Account>,
     old: HashMap<CustomerId, Account>,
 }
 
 impl Books {
+    /// The writer's own.
+    pub fn kept() -> Self {
+        Self { kept: true, ..Self::default() }
+    }
+
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self { kept: self.kept, ..Self::default() };
+    }
+
     /// Forgets what others may have changed; everything, if that is not known.
     pub fn forget(&mut self, changed: Option<HashSet<CustomerId>>) {
         match changed {
-            None => *self = Self::default(),
+            None => self.clear(),
             Some(ids) => {
                 for id in &ids {
                     self.young.remove(id);

@@ -23,8 +23,7 @@ pub async fn expire_holds(app: &App) -> Result<usize, StoreError> {
 
 async fn expire_holds_of(app: &App, id: &CustomerId) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
-    // A deleted customer's row cannot be locked, and nobody runs on it either.
-    tx.lock_customer(id).await?;
+    tx.lock_row_of(id).await?;
     let mut expired = tx.expired_holds_of(id, tx.now).await?;
     let now = tx.now;
     for reservation in &mut expired {

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::batch::{Batch, counter_key, journalled_key};
+use super::batch::{Batch, counter_key, journalled_key, journalled_own_key};
 use super::books::{Account, Books, Entry};
 use super::request::{Ask, Request};
 use crate::app::App;
@@ -142,6 +142,14 @@ impl<'a> Batch<'a> {
                 }
             })
             .collect();
+        let own = asks.iter().filter_map(|ask| match ask {
+            Ask::Journalled(event) => {
+                let key = journalled_own_key(event).request_key();
+                Some((&event.facts.customer_id, key))
+            }
+            Ask::Run(_) | Ask::Settle(_) => None,
+        });
+        let keys: Vec<_> = keys.into_iter().chain(own).collect();
         if !keys.is_empty() {
             let found = tx.remembered(&keys).await?;
             self.remembered = found.into_iter().collect();
@@ -158,7 +166,7 @@ impl<'a> Batch<'a> {
                 Ask::Run(request) => (&request.customer_id, &request.feature_id),
                 Ask::Journalled(event) => {
                     wanted.insert(journalled_key(event), event.facts.period.end);
-                    continue;
+                    (&event.facts.customer_id, &event.facts.feature_id)
                 }
                 Ask::Settle(settlement) => {
                     match self.reservations.get(&settlement.reservation_id) {
@@ -194,7 +202,12 @@ impl<'a> Batch<'a> {
         let zero = |(key, end)| (key, end, Counter::default());
         // What is found comes last, in place of the zero.
         for (key, period_end, counter) in wanted.into_iter().map(zero).chain(found) {
+            let now = self.now;
             if let Some(account) = self.books.get_mut(&key.customer_id) {
+                // Stripe may have moved the end of the period in force since it was written.
+                let current = account.customer.tier.cycle.period_at(now);
+                let is_current = counter_key(&account.customer, &key.feature_id, current) == key;
+                let period_end = if is_current { current.end } else { period_end };
                 account.put(&key, Entry { period_end, counter });
             }
         }

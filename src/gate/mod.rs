@@ -127,11 +127,15 @@ impl Gate {
     /// Decides, counts if so asked, and words the answer.
     pub async fn ask(&self, mut request: Request) -> Result<Answer, GateError> {
         self.name(&mut request);
+        if let Some(answered) = outage::answered(&self.app, &request) {
+            return self.word(answered?).await;
+        }
         if self.app.outages.lasts_at(self.app.clock.now())
             && let Some(decided) = outage::stand_in(&self.app, &request).await
         {
             return self.word(decided).await;
         }
+        outage::catch_up(&self.app, &request).await;
         let decision = self.decide(&request).await;
         self.conclude(decision, &request).await
     }
@@ -178,12 +182,18 @@ impl Gate {
         let mut queued = Vec::new();
         for mut request in requests {
             self.name(&mut request);
+            outage::catch_up(&self.app, &request).await;
             queued.push((self.enqueue(Ask::Run(request.clone())), request));
         }
         let mut answers = Vec::with_capacity(queued.len());
+        let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
         for (waiting, request) in queued {
             let decision = match waiting {
-                Ok(answer) => decided(answer).await,
+                Ok(answer) => tokio::select! {
+                    biased;
+                    decided = decided(answer) => decided,
+                    () = &mut patience => Err(GateError::Unavailable(None)),
+                },
                 Err(full) => Err(full),
             };
             answers.push(self.conclude(decision, &request).await);
@@ -315,7 +325,7 @@ fn half(about: usize) -> usize {
 /// The writer: one batch after another until nobody can ask any more.
 async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
     let app = Arc::new(app);
-    let mut books = Books::default();
+    let mut books = Books::kept();
     let mut taken = Vec::with_capacity(BATCH);
     let mut last = 0;
     // Half of those who are about: while these are written, the others' answers are on their way
@@ -324,7 +334,7 @@ async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
         last = taken.len();
         metrics::histogram!("tollgate_gate_batch_size").record(taken.len() as f64);
         let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (w.ask, w.reply)).unzip();
-        let (app, known) = (app.clone(), std::mem::take(&mut books));
+        let (app, known) = (app.clone(), std::mem::replace(&mut books, Books::kept()));
         // A task of its own, so that a panic costs this batch its answers and not the daemon its
         // gate.
         let batch = tokio::spawn(async move { batch::run(&app, known, &asks).await });

@@ -15,6 +15,7 @@ use super::books::Books;
 use super::request::{Ask, Request, units_of};
 use super::{Decided, GateError};
 use crate::app::App;
+use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Remark};
 use crate::domain::cost::cost_of_run;
 use crate::domain::decision::{Intent, Reason};
@@ -28,14 +29,23 @@ use crate::store::events::{EventKey, NewEvent};
 const AT_ONCE: usize = 500;
 
 /// Keeps what was just decided, where a customer's plan will want to know it in an outage.
-pub(super) fn remember_all(app: &App, books: &Books, results: &[Result<Decided, GateError>]) {
+pub(super) fn remember_all(
+    app: &App,
+    books: &Books,
+    now: Timestamp,
+    results: &[Result<Decided, GateError>],
+) {
     let (_, catalog) = app.plans.active();
     if catalog.plans.iter().all(|plan| plan.on_outage == OnOutage::Deny) {
         return;
     }
     for (facts, plan_version) in results.iter().flatten() {
         let Some(account) = books.get(&facts.customer_id) else { continue };
-        if allowance(app, facts).is_some() {
+        // Not what was answered long ago, or of another period.
+        let is_news = facts.decided_at == now
+            && facts.remark == Remark::None
+            && facts.period == account.customer.tier.cycle.period_at(now);
+        if is_news && allowance(app, facts).is_some() {
             app.outages.remember(NewEvent {
                 facts: facts.clone(),
                 series: account.customer.tier.cycle.series,
@@ -82,12 +92,11 @@ fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
             EventKey::Request { key: key.key.to_string(), request_hash: key.request_hash.clone() }
         }
         (None, Some(id)) => EventKey::Own(id.clone()),
-        // A question that counts nothing leaves nothing behind.
-        (None, None) => {
-            let asked = judge(app, request, &known, 0, None);
-            return Ok(asked.map(|event| (event.facts, event.plan_version)));
-        }
+        (None, None) => return Ok(asked(app, request, &known)),
     };
+    if request.intent == Intent::Check {
+        return Ok(asked(app, request, &known));
+    }
     let request_key = key.request_key();
     let entry = app.outages.let_through(&subject, &request_key, |drawn| {
         judge(app, request, &known, drawn, Some(key))
@@ -98,6 +107,32 @@ fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
     };
     metrics::counter!("tollgate_outage_runs_total").increment(1);
     Ok(entry.filter(same).map(|entry| (entry.facts, entry.plan_version)))
+}
+
+/// The answer to a question that counts nothing, and leaves nothing behind.
+fn asked(app: &App, request: &Request, known: &NewEvent) -> Option<Decided> {
+    let subject = (request.customer_id.clone(), request.feature_id.clone());
+    let event = judge(app, request, known, app.outages.drawn(&subject), None)?;
+    Some((event.facts, event.plan_version))
+}
+
+/// What a run was answered in an outage, if it waits to be counted.
+pub(super) fn answered(app: &App, request: &Request) -> Option<Result<Decided, GateError>> {
+    let key = request.key.as_ref().filter(|_| !app.outages.is_empty())?;
+    let event = app.outages.answered(&request.customer_id, &format!("k:{}", key.key))?;
+    Some(match event.key.request_hash() == Some(&key.request_hash) {
+        true => Ok((event.facts, event.plan_version)),
+        false => Err(GateError::KeyReused),
+    })
+}
+
+/// Counts the journal before a customer that it names is decided on again.
+pub(super) async fn catch_up(app: &App, request: &Request) {
+    let subject = (request.customer_id.clone(), request.feature_id.clone());
+    if !app.outages.is_empty() && app.outages.drawn(&subject) > 0 {
+        // If it cannot be counted yet, neither can this run.
+        let _ = count_journal(app).await;
+    }
 }
 
 /// What would be written down of the run; `None` if it is not let through.
@@ -174,26 +209,43 @@ fn may_run(reason: Reason) -> bool {
 
 /// Counts what the journal holds; answers how many runs that were.
 pub async fn count_journal(app: &App) -> Result<usize, GateError> {
+    let _alone = app.outages.counting.lock().await;
     let waiting = app.outages.waiting();
-    for chunk in waiting.chunks(AT_ONCE) {
-        let asks: Vec<_> =
-            chunk.iter().map(|entry| Ask::Journalled(Box::new(entry.clone()))).collect();
-        let (_, results) = batch::run(app, Books::default(), &asks).await;
-        for (entry, result) in chunk.iter().zip(results) {
-            match result {
-                Ok(_) => {}
-                Err(GateError::NotTaken) => return Err(GateError::NotTaken),
-                Err(refused) => tracing::error!(
-                    customer_id = %entry.facts.customer_id, units = entry.facts.counted, %refused,
-                    "a run of the outage's journal cannot be counted"
-                ),
+    let mut at_once = AT_ONCE;
+    let mut counted = 0;
+    while counted < waiting.len() {
+        let chunk = &waiting[counted..waiting.len().min(counted + at_once)];
+        match count(app, chunk).await {
+            Ok(()) => {
+                counted += chunk.len();
+                on_disk(app.outages.counted(chunk.len()))?;
+                tracing::warn!(runs = chunk.len(), "runs of an outage are counted");
+            }
+            Err(GateError::NotTaken) => return Err(GateError::NotTaken),
+            // One of them is at fault: the others are counted one by one.
+            Err(_) if chunk.len() > 1 => at_once = 1,
+            Err(error) => {
+                tracing::error!(
+                    customer_id = %chunk[0].facts.customer_id, units = chunk[0].facts.counted, %error,
+                    "a run of an outage cannot be counted and is set aside"
+                );
+                counted += 1;
+                on_disk(app.outages.set_aside())?;
             }
         }
-        app.outages.counted(chunk.len()).map_err(|error| {
-            tracing::error!(%error, "the journal of the outage cannot be rewritten");
-            StoreError::Unfit("the journal of the outage cannot be rewritten".to_owned())
-        })?;
-        tracing::warn!(runs = chunk.len(), "runs of an outage are counted");
     }
     Ok(waiting.len())
+}
+
+async fn count(app: &App, chunk: &[NewEvent]) -> Result<(), GateError> {
+    let asks: Vec<_> = chunk.iter().map(|entry| Ask::Journalled(Box::new(entry.clone()))).collect();
+    let (_, results) = batch::run(app, Books::default(), &asks).await;
+    results.into_iter().try_for_each(|result| result.map(|_| ()))
+}
+
+fn on_disk(written: io::Result<()>) -> Result<(), StoreError> {
+    written.map_err(|error| {
+        tracing::error!(%error, "the journal of the outage cannot be rewritten");
+        StoreError::Unfit("the journal of the outage cannot be rewritten".to_owned())
+    })
 }

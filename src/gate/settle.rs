@@ -5,24 +5,17 @@
 //! has begun or ended since; the answer says when it came late, and when it exceeds the limit. What
 //! was settled once gives the same answer again.
 
-use std::time::Duration;
-
 use super::batch::{Batch, counter_key, event_id, particular};
 use super::request::{Settlement, units_of};
 use super::{Decided, GateError};
 use crate::domain::answer::{Facts, Hold, HoldState, Remark};
 use crate::domain::decision::{Intent, decide};
-use crate::domain::period::BillingPeriod;
+use crate::domain::period::{BillingPeriod, REPORTABLE_FOR};
 use crate::domain::quota::Quotas;
 use crate::domain::run::RunFacts;
 use crate::store::events::{EventKey, NewEvent, Remembered};
 use crate::store::reservations::Reservation;
 use crate::store::usage::CounterKey;
-
-/// How long after its end a period's usage can still be reported. Stripe finalises a renewal's
-/// invoice about an hour after the period's end (its documentation, "Subscription invoices"); the
-/// other half of that hour is for the meter event to get there.
-pub(super) const REPORTABLE_FOR: Duration = Duration::from_secs(30 * 60);
 
 impl Batch<'_> {
     pub(super) fn settle(&mut self, settlement: &Settlement) -> Result<Decided, GateError> {

@@ -77,21 +77,37 @@ impl KeyRing {
         self.admin.as_ref().is_some_and(|admin| admin.as_bytes().ct_eq(hash.as_bytes()).into())
     }
 
+    /// The key as it was last known, if it was good then.
+    fn was_good(&self, hash: &str) -> Option<Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+
     async fn admit(&self, daemon: &Daemon, hash: String) -> Result<(), ApiError> {
         let now = daemon.app.clock.now();
         let known = match self.recall(&hash, now) {
             Some(known) => known,
             None => {
-                let _turn = self.look_up.acquire().await;
+                let was_good = self.was_good(&hash);
+                // A stranger waits its turn; who was good a moment ago does not wait behind it.
+                let _turn = match was_good {
+                    Some(_) => None,
+                    None => self.look_up.acquire().await.ok(),
+                };
                 if let Some(known) = self.recall(&hash, now) {
                     // Someone who asked with the same key was here first.
                     return known.within_rate();
                 }
-                if daemon.app.store.live_key(&hash).await?.is_none() {
-                    self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
-                    return Err(unauthorized());
+                match (daemon.app.store.live_key(&hash).await, was_good) {
+                    (Ok(Some(_)), _) => self.remember(hash, Some(now.plus(REMEMBER_KEY))),
+                    (Ok(None), _) => {
+                        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+                        return Err(unauthorized());
+                    }
+                    // Whether it was revoked since cannot be asked now; plans decide what an outage
+                    // lets through.
+                    (Err(_), Some(known)) => known,
+                    (Err(error), None) => return Err(error.into()),
                 }
-                self.remember(hash, Some(now.plus(REMEMBER_KEY)))
             }
         };
         known.within_rate()

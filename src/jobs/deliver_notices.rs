@@ -90,6 +90,9 @@ async fn deliver(app: &App, mailer: &Mailer, notice: &Notice) -> anyhow::Result<
     if let Some(why) = overtaken(app, notice, &customer, &limit) {
         return drop(why).await;
     }
+    if notice.kind != NoticeKind::PlanUpgraded && app.store.is_told_anew(notice).await? {
+        return drop("it is told under the limit that holds now").await;
+    }
     let catalog = app.plans.version(notice.plan_version, &app.store).await?;
     let (to_address, to_name, rendered) =
         match compose(app, notice, &customer, &catalog, limit.granted) {

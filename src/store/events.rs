@@ -28,6 +28,16 @@ pub enum EventKey {
 }
 
 impl EventKey {
+    /// The hash of what was asked, where something is compared.
+    pub fn request_hash(&self) -> Option<&str> {
+        match self {
+            Self::Request { request_hash, .. } | Self::Reservation { request_hash, .. } => {
+                Some(request_hash)
+            }
+            Self::Own(_) => None,
+        }
+    }
+
     /// As the row has it. The marks keep a caller's key from meeting an id of ours.
     pub fn request_key(&self) -> String {
         match self {
@@ -161,12 +171,7 @@ impl Tx {
 /// The cells of [`COLUMNS`], in their order.
 fn cells(event: &NewEvent) -> Vec<Cell<'_>> {
     let facts = &event.facts;
-    let hash = match &event.key {
-        EventKey::Request { request_hash, .. } | EventKey::Reservation { request_hash, .. } => {
-            Some(request_hash.as_str())
-        }
-        EventKey::Own(_) => None,
-    };
+    let hash = event.key.request_hash();
     let granted = facts.particular.and_then(|particular| particular.enforcement.number());
     let hold_until = facts.hold.as_ref().filter(|_| facts.intent == Intent::Reserve);
     let tokens = |count: i64| Cell::int_or_null((count > 0).then_some(count));

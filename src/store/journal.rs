@@ -1,9 +1,9 @@
 //! What stands in for the database while it cannot answer: a file of runs that were let through,
 //! each written and synced before its answer, and counted when the database is back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,8 @@ const GENERATION: usize = 20_000;
 /// Runs let through in the present outage, and what was last known of customers before it.
 pub struct Outages {
     path: PathBuf,
+    /// Whoever counts the journal does so alone.
+    pub counting: tokio::sync::Mutex<()>,
     /// Until when the database is taken to be away, in ms since the epoch; 0 when it answers.
     away_until_ms: AtomicI64,
     state: Mutex<State>,
@@ -39,7 +41,7 @@ struct State {
 
 impl Outages {
     /// Takes up what an earlier process left. A last line that was not written whole was never
-    /// answered.
+    /// answered, and is cut off, so that nothing is ever written behind it.
     ///
     /// # Errors
     /// When the file is there and cannot be read, or holds what this build does not understand:
@@ -49,7 +51,13 @@ impl Outages {
         for entry in read(&path)? {
             state.add(entry);
         }
-        Ok(Self { path, away_until_ms: AtomicI64::new(0), state: Mutex::new(state) })
+        let away_until_ms = AtomicI64::new(0);
+        Ok(Self {
+            path,
+            counting: tokio::sync::Mutex::default(),
+            away_until_ms,
+            state: state.into(),
+        })
     }
 
     /// The database has failed.
@@ -89,6 +97,34 @@ impl Outages {
         state.young.get(key).or_else(|| state.old.get(key)).cloned()
     }
 
+    /// Forgets what was known of customers that have changed since.
+    pub fn forget(&self, changed: &HashSet<CustomerId>) {
+        let mut state = self.state();
+        let State { young, old, .. } = &mut *state;
+        for known in [young, old] {
+            if !known.is_empty() {
+                known.retain(|(id, _), _| !changed.contains(id));
+            }
+        }
+    }
+
+    /// The answer that a run was given in an outage and that waits to be counted.
+    pub fn answered(&self, id: &CustomerId, request_key: &str) -> Option<NewEvent> {
+        let state = self.state();
+        let at = state.by_key.get(&(id.clone(), request_key.to_owned()))?;
+        state.entries.get(*at).cloned()
+    }
+
+    /// The units let through in this outage that wait to be counted.
+    pub fn drawn(&self, key: &(CustomerId, FeatureId)) -> i64 {
+        self.state().drawn.get(key).copied().unwrap_or_default()
+    }
+
+    /// Whether nothing waits to be counted.
+    pub fn is_empty(&self) -> bool {
+        self.state().entries.is_empty()
+    }
+
     /// Lets one run through, if `judge` says so: it is given the units drawn so far in this outage
     /// and answers what to write down. A run that was let through before is answered as before.
     ///
@@ -111,6 +147,16 @@ impl Outages {
         Ok(Some(entry))
     }
 
+    /// Sets aside the first entry, which can never be counted, for a person to look at: in a file
+    /// beside the journal.
+    pub fn set_aside(&self) -> io::Result<()> {
+        let first = self.state().entries.first().cloned();
+        if let Some(entry) = first {
+            append(&self.path.with_extension("refused"), &entry)?;
+        }
+        self.counted(1)
+    }
+
     /// The runs that wait to be counted.
     pub fn waiting(&self) -> Vec<NewEvent> {
         self.state().entries.clone()
@@ -120,8 +166,8 @@ impl Outages {
     /// Should the process die before, they are found counted already.
     pub fn counted(&self, count: usize) -> io::Result<()> {
         let mut state = self.state();
-        let count = count.min(state.entries.len());
-        let rest = state.entries.split_off(count);
+        let rest = state.entries[count.min(state.entries.len())..].to_vec();
+        // What cannot be written is still in the old file, and still here.
         rewrite(&self.path, &rest)?;
         state.entries.clear();
         state.by_key.clear();
@@ -145,27 +191,47 @@ impl State {
 }
 
 fn read(path: &Path) -> io::Result<Vec<NewEvent>> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(mut file) => _ = file.read_to_string(&mut text)?,
+    let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+        bytes => bytes?,
+    };
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < bytes.len() {
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(whole as u64)?;
+        file.sync_all()?;
     }
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).map_err(io::Error::from)).collect()
+    let lines = bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).map_err(io::Error::from)).collect()
 }
 
 fn append(path: &Path, entry: &NewEvent) -> io::Result<()> {
-    let mut file = private(OpenOptions::new().append(true).create(true)).open(path)?;
+    let is_new = !path.exists();
+    let mut file = private(OpenOptions::new().append(true).read(true).create(true)).open(path)?;
     let before = file.metadata()?.len();
+    if before > 0 {
+        let mut last = [0];
+        file.seek(io::SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            return Err(io::Error::other("the journal ends in half a line"));
+        }
+    }
     let mut line = serde_json::to_vec(entry)?;
     line.push(b'\n');
     let written = file.write_all(&line).and_then(|()| file.sync_data());
     if written.is_err() {
-        // Half a line would spoil the next one. If even that fails, the file's end says so at start.
+        // Should even this fail, nothing more is written until a start has cut the half line off.
         let _ = file.set_len(before);
+        return written;
     }
-    written
+    if is_new { sync_folder(path) } else { Ok(()) }
+}
+
+/// A file's name is as durable as its folder.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn rewrite(path: &Path, entries: &[NewEvent]) -> io::Result<()> {
@@ -183,7 +249,8 @@ fn rewrite(path: &Path, entries: &[NewEvent]) -> io::Result<()> {
         file.write_all(b"\n")?;
     }
     file.sync_all()?;
-    std::fs::rename(&new, path)
+    std::fs::rename(&new, path)?;
+    sync_folder(path)
 }
 
 /// Readable by its owner alone: it holds usage.

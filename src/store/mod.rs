@@ -85,6 +85,11 @@ impl StoreError {
         }
     }
 
+    /// Whether the database itself is at fault, and not one row or one statement's content.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_)) && !self.is_duplicate()
+    }
+
     /// Whether a unique constraint refused the write.
     pub fn is_duplicate(&self) -> bool {
         matches!(self, Self::Unavailable(sqlx::Error::Database(error)) if error.is_unique_violation())

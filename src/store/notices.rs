@@ -68,6 +68,26 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
+    /// Whether there is a later notice of the same threshold in the same period, which has not come
+    /// to nothing.
+    pub async fn is_told_anew(&self, notice: &Notice) -> Result<bool> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM notices WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
+             AND period_start_ms = $4 AND kind = $5 AND percent = $6 AND entitlement_version > $7 \
+             AND state NOT IN ('dropped', 'failed')",
+        )
+        .bind(notice.customer_id.as_str())
+        .bind(notice.feature_id.as_str())
+        .bind(notice.series)
+        .bind(notice.period.start.ms())
+        .bind(notice.kind.as_str())
+        .bind(mark_column(notice.mark))
+        .bind(notice.entitlement_version)
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get::<i64, _>("n")? > 0)
+    }
+
     /// A customer's notices, or everyone's, in one state or any; the newest first.
     pub async fn list_notices(
         &self,

@@ -65,7 +65,7 @@ impl Tx {
     /// keep older ones; `is_default` for those without a subscription too. Answers how many.
     pub async fn keep_terms(
         &mut self,
-        plan_id: &PlanId,
+        plan_id: Option<&PlanId>,
         is_default: bool,
         version: i64,
     ) -> Result<u64> {
@@ -75,7 +75,7 @@ impl Tx {
              WHERE terms_version IS NULL AND deleted_at_ms IS NULL \
              AND (plan_id = $1 OR (plan_id IS NULL AND $2 = 1))",
         )
-        .bind(plan_id.as_str())
+        .bind(plan_id.map(PlanId::as_str))
         .bind(i64::from(is_default))
         .bind(version)
         .execute(self.connection())
@@ -85,23 +85,27 @@ impl Tx {
 
     /// Begins a new entitlement version for those who are on a plan whose limits have changed for
     /// them, so that thresholds are told again under the new ones. Answers how many.
-    pub async fn renew_entitlements(&mut self, plan_id: &PlanId, is_default: bool) -> Result<u64> {
+    pub async fn renew_entitlements(
+        &mut self,
+        plan_id: Option<&PlanId>,
+        is_default: bool,
+    ) -> Result<u64> {
         self.changes_all();
         let done = sqlx::query(
             "UPDATE customers SET entitlement_version = entitlement_version + 1, \
              revision = revision + 1 WHERE terms_version IS NULL AND deleted_at_ms IS NULL \
              AND (plan_id = $1 OR (plan_id IS NULL AND $2 = 1))",
         )
-        .bind(plan_id.as_str())
+        .bind(plan_id.map(PlanId::as_str))
         .bind(i64::from(is_default))
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected())
     }
 
-    /// Puts a plans file in force and answers its version; the newest one stays as it is if it is
-    /// the same file.
-    pub async fn activate_plans(&mut self, source: &str) -> Result<i64> {
+    /// Puts a plans file in force; the newest one stays as it is if it is the same file. Answers the
+    /// version, and whether it is this transaction that put it in force.
+    pub async fn activate_plans(&mut self, source: &str) -> Result<(i64, bool)> {
         let now = self.now;
         loop {
             let newest = sqlx::query(
@@ -111,7 +115,7 @@ impl Tx {
             .await?;
             let version = match newest {
                 Some(row) if row.try_get::<String, _>("source")? == source => {
-                    return Ok(row.try_get("version")?);
+                    return Ok((row.try_get("version")?, false));
                 }
                 Some(row) => row.try_get::<i64, _>("version")? + 1,
                 None => 1,
@@ -126,7 +130,7 @@ impl Tx {
             .execute(self.connection())
             .await?;
             if done.rows_affected() == 1 {
-                return Ok(version);
+                return Ok((version, true));
             }
             // Another replica took this version between our two statements, as happens when
             // several start at once: perhaps with the very same file, so look again.
