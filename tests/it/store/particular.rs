@@ -178,4 +178,31 @@ both_databases! {
         tx.commit().await.unwrap();
         assert_eq!(due(end, 9).await, ["beta".parse().unwrap(), "gone".parse().unwrap()]);
     }
+
+    async fn changed_limits_reach_those_who_are_on_the_plan_and_keep_no_older_terms(db: TestDb) {
+        let store = open(&db).await;
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.newest_plans().await.unwrap(), None);
+        tx.activate_plans("old").await.unwrap();
+        assert_eq!(tx.newest_plans().await.unwrap(), Some((1, "old".to_owned())));
+        for (id, plan_id, terms_version) in
+            [("default", None, None), ("gone", Some("pro"), None), ("kept", Some("pro"), Some(7)), ("pro", Some("pro"), None)]
+        {
+            let tier = Tier { plan_id: plan_id.map(|plan| plan.parse().unwrap()), ..Tier::initial(now()) };
+            let id = id.parse().unwrap();
+            let customer = Customer { id, stripe_customer_id: None, tier, terms_version, ..customer() };
+            tx.insert_customer(&customer).await.unwrap();
+            tx.update_customer(&customer).await.unwrap();
+        }
+        tx.delete_customer(&"gone".parse().unwrap()).await.unwrap();
+        let pro = "pro".parse().unwrap();
+        assert_eq!(tx.renew_entitlements(&pro, false).await.unwrap(), 1);
+        assert_eq!(tx.keep_terms(&pro, true, 1).await.unwrap(), 2);
+        assert_eq!(tx.keep_terms(&pro, true, 2).await.unwrap(), 0, "they keep what they have");
+        assert_eq!(tx.renew_entitlements(&pro, true).await.unwrap(), 0);
+        tx.commit().await.unwrap();
+        let customers = "SELECT customer_id, terms_version, entitlement_version FROM customers \
+            WHERE deleted_at_ms IS NULL ORDER BY customer_id";
+        assert_eq!(rows(&db.url, customers).await, ["default|1|1", "kept|7|1", "pro|1|2"]);
+    }
 }
