@@ -119,7 +119,7 @@ impl Quotas {
         let stated = own.map(|own| own.enforcement).or(limit.map(|limit| limit.enforcement));
         let base = match stated {
             Some(base) => base,
-            None if left > 0 => Enforcement::Hard { granted: 0 },
+            None if left > 0 || from_grants > 0 => Enforcement::Hard { granted: 0 },
             None => return None,
         };
         let raised = |granted: i64| granted.saturating_add(from_grants).saturating_add(left);
@@ -284,6 +284,8 @@ mod tests {
         let allowance = one.allowance(None, None, 0, NOW).unwrap();
         assert_eq!(allowance.enforcement, Enforcement::Hard { granted: 3 });
         assert_eq!(one.allowance(None, None, 0, LATER), None);
+        let used_up = quotas(Vec::new()).allowance(None, None, 3, LATER).unwrap();
+        assert_eq!(used_up.enforcement, Enforcement::Hard { granted: 3 }, "in its period");
     }
 
     proptest! {

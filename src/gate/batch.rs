@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::books::{Account, Books, Entry};
-use super::request::{Ask, Request, units_of};
+use super::request::{Ask, Request};
 use super::{Decided, GateError, outage};
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -121,11 +121,9 @@ impl<'a> Batch<'a> {
             },
         };
         let Some(account) = self.books.get(&request.customer_id) else {
-            // Who comes with data is still unknown only if the feature was no reason to create it.
-            return Err(match request.customer_data {
-                Some(_) => GateError::UnknownFeature,
-                None => GateError::UnknownCustomer,
-            });
+            // Who comes with data is still unknown only if the request was no reason to create it.
+            let refusal = request.customer_data.as_ref().and(request.units(&self.catalog).err());
+            return Err(refusal.unwrap_or(GateError::UnknownCustomer));
         };
         let request_key = event_key.request_key();
         let known = self.remembered.get(&(request.customer_id.clone(), request_key.clone()));
@@ -180,10 +178,7 @@ impl<'a> Batch<'a> {
         event_key: &EventKey,
     ) -> Result<(CounterKey, Facts), GateError> {
         let Request { customer_id, feature_id, intent, .. } = request;
-        if !self.catalog.features.contains_key(feature_id) {
-            return Err(GateError::UnknownFeature);
-        }
-        let value = units_of(&self.catalog, feature_id, request.value, &request.said.run, 1)?;
+        let value = request.units(&self.catalog)?;
         let terms = self.terms(account);
         let stand = stand(account, terms, feature_id, self.now);
         let tier = &account.customer.tier;

@@ -51,7 +51,7 @@ pub async fn end_quotas(app: &App) -> Result<usize, StoreError> {
     let due = app.store.customers_with_ended_quotas(app.clock.now(), AT_ONCE).await?;
     for id in &due {
         match quotas::change(app, id, "clock", Change::Ended).await {
-            // A deleted customer's quotas wait with it.
+            // Deleted since we looked.
             Ok(_) | Err(ChangeError::UnknownCustomer) => {}
             Err(ChangeError::Store(error)) => return Err(error),
             Err(refused) => tracing::error!(customer_id = %id, %refused, "quotas did not end"),

@@ -96,9 +96,7 @@ impl<'a> Batch<'a> {
         let known: HashSet<_> = found.iter().map(|customer| customer.id.clone()).collect();
         for id in unknown.iter().filter(|id| !known.contains(*id)) {
             // A request that is going to be refused creates nobody.
-            let asks = |r: &&Request| {
-                r.customer_id == *id && self.catalog.features.contains_key(&r.feature_id)
-            };
+            let asks = |r: &&Request| r.customer_id == *id && r.units(&self.catalog).is_ok();
             if let Some(profile) = runs().filter(asks).find_map(|r| r.customer_data.clone()) {
                 create_customer(tx, id, profile).await?;
                 created.push(id);

@@ -231,10 +231,7 @@ async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
     let (plan_version, active) = app.plans.active();
     let customer = app.store.customer(&request.customer_id).await?;
     let customer = customer.ok_or(GateError::UnknownCustomer)?;
-    if !active.features.contains_key(&request.feature_id) {
-        return Err(GateError::UnknownFeature);
-    }
-    let value = units_of(&active, &request.feature_id, request.value, &request.said.run, 1)?;
+    let value = request.units(&active)?;
     let now = app.clock.now();
     let period = customer.tier.cycle.period_at(now);
     let key = CounterKey {

@@ -133,7 +133,9 @@ pub async fn change(
         let (was, is) = (at(&old_terms, &old_quotas), at(&new_terms, &new_quotas));
         if let Some(crossed) = is.filter(|_| is > was) {
             let facts = facts(&after, &new_terms, feature_id, &counter, tx.now);
-            let notice = notice(app, &after, &facts, crossed, plan_version);
+            // A run since then may have told of what the clock ended, before it was seen here.
+            let told_as = if matches!(change, Change::Ended) { &before } else { &after };
+            let notice = notice(app, told_as, &facts, crossed, plan_version);
             tx.insert_notice(&notice).await?;
         }
     }

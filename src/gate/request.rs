@@ -6,6 +6,7 @@ use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, ReservationId};
 use crate::domain::plan::Catalog;
 use crate::domain::run::RunFacts;
+use crate::gate::GateError;
 use crate::store::events::NewEvent;
 
 /// A question to the gate, or a run to count.
@@ -27,6 +28,19 @@ pub struct Request {
     pub said: Said,
     /// Creates the customer if it is unknown.
     pub customer_data: Option<Profile>,
+}
+
+impl Request {
+    /// The units it takes.
+    ///
+    /// # Errors
+    /// When it is of no feature that there is, or the run's credits cannot be told.
+    pub(super) fn units(&self, catalog: &Catalog) -> Result<i64, GateError> {
+        if !catalog.features.contains_key(&self.feature_id) {
+            return Err(GateError::UnknownFeature);
+        }
+        Ok(units_of(catalog, &self.feature_id, self.value, &self.said.run, 1)?)
+    }
 }
 
 /// What the caller says of a run.

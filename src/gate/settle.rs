@@ -1,8 +1,9 @@
 //! The end of a reservation: its run is counted, or its units go back.
 //!
 //! A finished run is always counted. It belongs to the period in which its units were held while
-//! that period's usage can still be reported, and else to the one in force; the answer says when it
-//! came late, and when it exceeds the limit. What was settled once gives the same answer again.
+//! that period's usage can still be reported, and else to the one in force, as when a subscription
+//! has begun or ended since; the answer says when it came late, and when it exceeds the limit. What
+//! was settled once gives the same answer again.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::domain::answer::{Facts, Hold, HoldState, Remark};
 use crate::domain::decision::{Intent, decide};
 use crate::domain::period::BillingPeriod;
 use crate::domain::quota::Quotas;
+use crate::domain::run::RunFacts;
 use crate::store::events::{EventKey, NewEvent, Remembered};
 use crate::store::reservations::Reservation;
 use crate::store::usage::CounterKey;
@@ -72,13 +74,16 @@ impl Batch<'_> {
         let account = self.books.get(&held.customer_id).ok_or(GateError::UnknownCustomer)?;
         let customer = &account.customer;
         let current = customer.tier.cycle.period_at(self.now);
+        let current_key = counter_key(customer, &held.feature_id, current);
         let own = account.entry(held).map_or(reservation.period_end, |entry| entry.period_end);
         let releases = settlement.intent == Intent::Release;
-        let in_own = releases || self.now < own.plus(REPORTABLE_FOR);
-        let (key, period) = if in_own {
+        // Another series has begun since: what is reported now is the new subscription's.
+        let reportable = held.series == current_key.series && self.now < own.plus(REPORTABLE_FOR);
+        let in_own = releases || reportable || *held == current_key;
+        let (key, period) = if in_own && *held != current_key {
             (held.clone(), BillingPeriod { start: held.period_start, end: own })
         } else {
-            (counter_key(customer, &held.feature_id, current), current)
+            (current_key, current)
         };
         let value = match settlement.intent {
             Intent::Release => 0,
@@ -142,9 +147,11 @@ fn ended_as(intent: Intent) -> HoldState {
 /// The first answer, if this is the same settlement once more.
 fn again(known: &Remembered, hold: &Hold, settlement: &Settlement) -> Result<Decided, GateError> {
     let facts = &known.facts;
+    let says_nothing = settlement.value.is_none() && settlement.said.run == RunFacts::default();
+    let value = if says_nothing { Some(hold.units) } else { settlement.value };
     let same_value = facts.intent == Intent::Release
         || known.request_hash.as_ref() == Some(&settlement.request_hash)
-        || settlement.value.unwrap_or(hold.units) == facts.counted;
+        || value == Some(facts.counted);
     if facts.intent == settlement.intent && same_value {
         let hold = Hold { state: ended_as(facts.intent), ..hold.clone() };
         Ok((Facts { hold: Some(hold), ..facts.clone() }, known.plan_version))

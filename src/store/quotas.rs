@@ -94,16 +94,17 @@ impl Store {
     }
 
     /// Customers with an override or a grant whose time has passed `moment` and that still counts
-    /// as in force, at most `limit`.
+    /// as in force, at most `limit`. Those of a deleted customer wait until it comes back.
     pub async fn customers_with_ended_quotas(
         &self,
         moment: Timestamp,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(
-            "SELECT customer_id FROM overrides WHERE ends_at_ms IS NOT NULL AND ends_at_ms <= $1 \
+            "SELECT customer_id FROM customers WHERE deleted_at_ms IS NULL AND customer_id IN ( \
+             SELECT customer_id FROM overrides WHERE ends_at_ms IS NOT NULL AND ends_at_ms <= $1 \
              UNION SELECT customer_id FROM grants \
-             WHERE state = 'live' AND expires_at_ms IS NOT NULL AND expires_at_ms <= $1 \
+             WHERE state = 'live' AND expires_at_ms IS NOT NULL AND expires_at_ms <= $1) \
              ORDER BY customer_id LIMIT $2",
         )
         .bind(moment.ms())

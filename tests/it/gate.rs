@@ -1,17 +1,25 @@
 //! The gate over HTTP: what it answers, what it counts, and what it never lets through.
 
+mod batch;
+mod credits;
 mod denials;
+mod history;
 mod keys;
 mod load;
 mod outage;
+mod quotas;
+mod races;
+mod reservations;
+mod soft;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tollgate::domain::ids::CustomerId;
 
+use crate::harness::postgres::TestDb;
 use crate::harness::sql::{assert_books_balance, rows};
-use crate::harness::world::World;
+use crate::harness::world::{API_KEY, World};
 
 const PLANS: &str = include_str!("../../plans.example.toml");
 const TEAM_LIMIT: &str = "{ granted = 6000, enforcement = \"hard\", custom = true }";
@@ -40,6 +48,14 @@ fn body(customer: &str, fields: Value) -> Value {
     let mut body = json!({"customer_id": customer, "feature_id": "ai_runs"});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body
+}
+
+/// Asks and answers the status and the very bytes that came.
+async fn bytes(world: &World, path: &str, body: &Value) -> (u16, String) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let request = world.http.post(world.url(path)).bearer_auth(API_KEY).body(body);
+    let response = request.send().await.expect("the daemon answers");
+    (response.status().as_u16(), response.text().await.expect("a whole body"))
 }
 
 /// The kinds of a customer's notices with their percents, by the time they were made and then by

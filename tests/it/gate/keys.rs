@@ -1,14 +1,6 @@
 //! One idempotency key, one answer, ever.
 
 use super::*;
-use crate::harness::world::API_KEY;
-
-/// Asks and answers the status and the very bytes that came.
-async fn bytes(world: &World, path: &str, body: &Value) -> (u16, String) {
-    let request = world.http.post(world.url(path)).bearer_auth(API_KEY).body(body.to_string());
-    let response = request.send().await.expect("the daemon answers");
-    (response.status().as_u16(), response.text().await.expect("a whole body"))
-}
 
 fn run(key: &str) -> Value {
     body("acme", json!({"send_event": true, "idempotency_key": key}))

@@ -11,7 +11,6 @@ use tollgate::gate::{Gate, GateError, Request, Said};
 use tollgate::http::error::ApiError;
 
 use super::*;
-use crate::harness::world::API_KEY;
 
 const CALLERS: usize = 64;
 

@@ -4,10 +4,14 @@ use sqlx::any::{AnyRow, AnyTypeInfoKind, install_default_drivers};
 use sqlx::{AnyConnection, AssertSqlSafe, Column as _, Connection as _, Row as _, ValueRef as _};
 
 /// What the daemon knows of its customers; what a refused request must leave as it was.
-pub const TABLES: [&str; 8] = [
+pub const TABLES: [&str; 12] = [
     "customers",
     "usage_counters",
     "usage_events",
+    "reservations",
+    "overrides",
+    "grants",
+    "grant_draws",
     "notices",
     "stripe_events",
     "meter_events",
@@ -39,18 +43,31 @@ fn text(row: &AnyRow, column: usize) -> String {
     }
 }
 
-/// Fails unless every counter is the sum of its usage events and every event has a counter.
+/// Fails unless every counter is the sum of what it counts, and what it counts has a counter: usage
+/// its events, what is reserved its pending reservations, what grants paid their draws; and unless
+/// every grant is used up to the sum of its draws.
 pub async fn assert_books_balance(url: &str) {
-    let key = "customer_id, feature_id, series, period_start_ms";
-    let counters =
-        rows(url, &format!("SELECT {key}, usage_units FROM usage_counters ORDER BY {key}")).await;
-    let sums = rows(
-        url,
-        &format!(
-            "SELECT {key}, CAST(SUM(counted_units) AS BIGINT) FROM usage_events \
-             WHERE counted_units > 0 GROUP BY {key} ORDER BY {key}"
-        ),
-    )
-    .await;
-    assert_eq!(counters, sums, "counters and the sums of their events");
+    for (column, table, units, only) in [
+        ("usage_units", "usage_events", "counted_units", "counted_units > 0"),
+        ("reserved_units", "reservations", "units", "state = 'pending'"),
+        ("from_grants_units", "grant_draws", "units", "units > 0"),
+    ] {
+        let key = "customer_id, feature_id, series, period_start_ms";
+        let counters =
+            format!("SELECT {key}, {column} FROM usage_counters WHERE {column} > 0 ORDER BY {key}");
+        let sums = sums(url, key, units, table, only).await;
+        assert_eq!(rows(url, &counters).await, sums, "{column} and the sums of {table}");
+    }
+    let key = "customer_id, grant_id";
+    let used = format!("SELECT {key}, used_units FROM grants WHERE used_units > 0 ORDER BY {key}");
+    let drawn = sums(url, key, "units", "grant_draws", "units > 0").await;
+    assert_eq!(rows(url, &used).await, drawn, "grants and the sums of their draws");
+}
+
+async fn sums(url: &str, key: &str, units: &str, table: &str, only: &str) -> Vec<String> {
+    let query = format!(
+        "SELECT {key}, CAST(SUM({units}) AS BIGINT) FROM {table} WHERE {only} \
+         GROUP BY {key} ORDER BY {key}"
+    );
+    rows(url, &query).await
 }

@@ -14,6 +14,7 @@ use tollgate::clock::{Clock, Timestamp};
 use tollgate::config::Config;
 use tollgate::domain::usage::MAX_QUANTITY;
 use tollgate::entropy::Entropy;
+use tollgate::gate::quotas::{self, Change, ChangeError};
 use tollgate::jobs::Job;
 use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
@@ -287,11 +288,35 @@ impl World {
         answer
     }
 
+    /// Holds units for a run, which must be allowed; answers the reservation's id.
+    pub async fn reserve(&self, customer: &str, units: i64, seconds: i64) -> String {
+        let answer = self.call("POST", "/v1/check", &reserve(customer, units, seconds)).await.ok();
+        assert_eq!(answer["allowed"], true, "{answer}");
+        answer["reservation"]["id"].as_str().expect("a hold has an id").to_owned()
+    }
+
+    /// Counts a run whose units were held.
+    pub async fn commit(&self, reservation_id: &str, body: &Value) -> Reply {
+        self.call("POST", &format!("/v1/reservations/{reservation_id}/commit"), body).await
+    }
+
+    /// Gives back what was held.
+    pub async fn release(&self, reservation_id: &str) -> Reply {
+        let path = format!("/v1/reservations/{reservation_id}/release");
+        self.call("POST", &path, &Value::Null).await
+    }
+
     pub async fn usage(&self, customer: &str) -> i64 {
         self.check(customer).await["balance"]["usage"].as_i64().expect("usage is a number")
     }
 
     // --- support --------------------------------------------------------------------------------
+
+    /// Changes what is particular to a customer; answers whether that changed anything.
+    pub async fn change(&self, customer: &str, change: Change) -> Result<bool, ChangeError> {
+        let customer_id = customer.parse().expect("a customer's id");
+        quotas::change(self.app(), &customer_id, "support", change).await
+    }
 
     /// Calls the admin API.
     pub async fn admin(&self, method: &str, path: &str) -> Reply {
@@ -379,6 +404,14 @@ impl Drop for World {
     fn drop(&mut self) {
         judge::hold(&self.sim);
     }
+}
+
+/// What asks for units of `ai_runs` to be held.
+pub fn reserve(customer: &str, units: i64, seconds: i64) -> Value {
+    json!({
+        "customer_id": customer, "feature_id": "ai_runs", "required_balance": units,
+        "reserve": {"expires_in_seconds": seconds},
+    })
 }
 
 fn config(

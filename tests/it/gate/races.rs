@@ -1,0 +1,111 @@
+//! A thousand callers and one last unit: exactly one of them gets it, round after round.
+//!
+//! Most rounds go straight to the gate's writers, because what is raced for is decided there; some
+//! come over real HTTP.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tollgate::domain::customer::Profile;
+use tollgate::domain::decision::Intent;
+use tollgate::gate::{Gate, Request, Said};
+
+use super::*;
+
+const CALLERS: usize = 1000;
+const ROUNDS: usize = 200;
+const HTTP_ROUNDS: usize = 20;
+/// A customer of this plan's first unit is its last.
+const ONE_UNIT: &str = r#"
+default_plan = "only"
+
+[features.ai_runs]
+name = "AI runs"
+unit = "run"
+
+[[plans]]
+id = "only"
+name = "Only"
+rank = 1
+limits.ai_runs = { granted = 1, enforcement = "hard" }
+"#;
+
+/// A run of a customer that comes to be with it.
+fn request(customer: &str, intent: Intent) -> Request {
+    Request {
+        customer_id: customer.parse().unwrap(),
+        feature_id: "ai_runs".parse().unwrap(),
+        entity_id: None,
+        value: None,
+        intent,
+        hold_seconds: 60,
+        key: None,
+        own_id: None,
+        said: Said::default(),
+        customer_data: Some(Profile::default()),
+    }
+}
+
+/// How many of a thousand callers, in turn at each of the gates, are allowed.
+async fn allowed_of_a_thousand(gates: &[Gate], customer: &str, intent: Intent) -> usize {
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let gate = gates[caller % gates.len()].clone();
+        let request = request(customer, intent);
+        callers.spawn(async move { gate.ask(request).await.expect("an answer").allowed });
+    }
+    callers.join_all().await.into_iter().filter(|allowed| *allowed).count()
+}
+
+/// Plays all rounds at these gates; every other one for a hold.
+async fn assert_one_of_a_thousand(gates: &[Gate], url: &str) {
+    for round in 0..ROUNDS {
+        let customer = format!("round-{round}");
+        let intent = if round % 2 == 0 { Intent::Consume } else { Intent::Reserve };
+        let allowed = allowed_of_a_thousand(gates, &customer, intent).await;
+        assert_eq!(allowed, 1, "round {round}");
+    }
+    let taken =
+        rows(url, "SELECT usage_units, reserved_units FROM usage_counters ORDER BY usage_units")
+            .await;
+    assert_eq!(taken[..ROUNDS / 2], vec!["0|1"; ROUNDS / 2]);
+    assert_eq!(taken[ROUNDS / 2..], vec!["1|0"; ROUNDS / 2]);
+    assert_books_balance(url).await;
+}
+
+both_databases! {
+    async fn one_of_a_thousand_callers_gets_the_last_unit(db: TestDb) {
+        let world = World::with_plans(&db, ONE_UNIT).await;
+        let (gate, _writers) = Gate::start(world.app().clone());
+        assert_one_of_a_thousand(&[gate], &db.url).await;
+    }
+
+    async fn one_of_a_thousand_callers_over_http_gets_the_last_unit(db: TestDb) {
+        let world = Arc::new(World::with_plans(&db, ONE_UNIT).await);
+        for round in 0..HTTP_ROUNDS {
+            let customer = format!("round-{round}");
+            world.customer(&customer).await;
+            let mut callers = JoinSet::new();
+            for _ in 0..CALLERS {
+                let (world, run) = (world.clone(), body(&customer, json!({"send_event": true})));
+                callers.spawn(async move { world.call("POST", "/v1/check", &run).await.ok() });
+            }
+            let answers = callers.join_all().await;
+            let allowed = answers.iter().filter(|answer| answer["allowed"] == true).count();
+            assert_eq!((answers.len(), allowed), (CALLERS, 1), "round {round}");
+        }
+        assert_eq!(rows(&db.url, "SELECT usage_units FROM usage_counters").await, vec!["1"; HTTP_ROUNDS]);
+        assert_books_balance(&db.url).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_a_thousand_callers_at_two_replicas_gets_the_last_unit() {
+    let db = TestDb::postgres().await;
+    let world = World::with_plans(&db, ONE_UNIT).await;
+    let other = world.replica(world.clock.clone()).await;
+    let (here, _writers) = Gate::start(world.app().clone());
+    let (there, _others) = Gate::start(other.app.clone());
+    assert_one_of_a_thousand(&[here, there], &db.url).await;
+    other.stop().await.unwrap();
+}
