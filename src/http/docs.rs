@@ -64,7 +64,7 @@ struct SchemaView {
     name: String,
     description: String,
     fields: Vec<FieldView>,
-    /// What it is, if it has no fields.
+    /// What it is, if it has no fields; what it has beside them, if that stands elsewhere.
     of: TypeView,
     /// As indented JSON.
     example: Option<String>,
@@ -202,10 +202,19 @@ fn named(name: &str, schema: &Value) -> SchemaView {
     SchemaView {
         name: name.to_owned(),
         description: told(schema),
-        of: if fields.is_empty() { of(schema) } else { TypeView::default() },
+        of: if fields.is_empty() { of(schema) } else { all_of(schema) },
         example: schema["example"].as_object().map(|example| format!("{:#}", json!(example))),
         fields,
     }
+}
+
+/// The schema whose fields this one has too.
+fn all_of(schema: &Value) -> TypeView {
+    let whole = list(&schema["allOf"]).map(of).find(|part| part.link.is_some());
+    whole.map_or_else(TypeView::default, |whole| TypeView {
+        words: format!("All of {}, and:", whole.words),
+        ..whole
+    })
 }
 
 /// A field's description, which stands beside the type if the field may be null.
