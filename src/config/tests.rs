@@ -68,6 +68,7 @@ fn full(templates: &str) -> Vec<(&'static str, String)> {
         ("SMTP_URL", "smtps://user:canary-smtp@mail.example.com"),
         ("MAIL_FROM", "Example <billing@example.com>"),
         ("TOLLGATE_TEMPLATES", templates),
+        ("TOLLGATE_OUTAGE_JOURNAL", "/var/lib/tollgate/outage"),
         ("TOLLGATE_RATE_LIMIT", "500"),
         ("TOLLGATE_RETURN_ORIGINS", "https://app.example.com, http://localhost:3000"),
         ("RUST_LOG", "warn,tollgate=debug"),
@@ -92,6 +93,7 @@ fn check_full(config: &Config, templates: &Path) {
     assert!(config.smtp_url.as_ref().unwrap().expose_secret().starts_with("smtps://"));
     assert_eq!(config.mail_from.as_deref(), Some("Example <billing@example.com>"));
     assert_eq!(config.templates_dir.as_deref(), Some(templates));
+    assert_eq!(config.outage_journal, Path::new("/var/lib/tollgate/outage"));
     assert_eq!(config.rate_limit, Some(500));
     assert_eq!(config.return_origins, ["https://app.example.com", "http://localhost:3000"]);
     assert_eq!(config.log_filter, "warn,tollgate=debug");
@@ -356,6 +358,7 @@ fn the_examples_samples_are_right() {
     let config = load_dotenv(&[], &samples).unwrap();
     assert_eq!(config.public_url, "https://billing.example.com");
     assert_eq!(config.mail_from.as_deref(), Some("Example <billing@example.com>"));
+    assert_eq!(config.outage_journal, Path::new("/var/lib/tollgate/outage"));
     assert_eq!(config.rate_limit, Some(500));
 }
 

@@ -220,6 +220,7 @@ both_databases! {
         assert!(tx.insert_notice(&notice()).await.unwrap());
         let like = Notice { notice_id: "ntc_2".to_owned(), ..notice() };
         assert!(!tx.insert_notice(&like).await.unwrap(), "one of its kind");
+        assert!(!store.is_told_anew(&notice()).await.unwrap());
         assert_eq!(tx.lock_notice("ntc_1").await.unwrap(), Some(notice()));
         tx.commit().await.unwrap();
         assert_eq!(store.due_notices(now(), 9).await.unwrap(), [notice()]);
@@ -340,8 +341,8 @@ both_databases! {
         let store = open(&db).await;
         assert_eq!(store.active_plans().await.unwrap(), None);
         let mut tx = store.begin().await.unwrap();
-        for (source, version) in [("a", 1), ("a", 1), ("b", 2)] {
-            assert_eq!(tx.activate_plans(source).await.unwrap(), version);
+        for (source, outcome) in [("a", (1, true)), ("a", (1, false)), ("b", (2, true))] {
+            assert_eq!(tx.activate_plans(source).await.unwrap(), outcome);
         }
         tx.insert_key("key_1", "ci", "hash").await.unwrap();
         tx.insert_audit("aud_1", "admin", "sync", Some("acme"), &json!({"a": 1})).await.unwrap();

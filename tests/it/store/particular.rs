@@ -196,10 +196,10 @@ both_databases! {
         }
         tx.delete_customer(&"gone".parse().unwrap()).await.unwrap();
         let pro = "pro".parse().unwrap();
-        assert_eq!(tx.renew_entitlements(&pro, false).await.unwrap(), 1);
-        assert_eq!(tx.keep_terms(&pro, true, 1).await.unwrap(), 2);
-        assert_eq!(tx.keep_terms(&pro, true, 2).await.unwrap(), 0, "they keep what they have");
-        assert_eq!(tx.renew_entitlements(&pro, true).await.unwrap(), 0);
+        assert_eq!(tx.renew_entitlements(Some(&pro), false).await.unwrap(), 1);
+        assert_eq!(tx.keep_terms(Some(&pro), true, 1).await.unwrap(), 2);
+        assert_eq!(tx.keep_terms(Some(&pro), true, 2).await.unwrap(), 0, "they keep what they have");
+        assert_eq!(tx.renew_entitlements(Some(&pro), true).await.unwrap(), 0);
         tx.commit().await.unwrap();
         let customers = "SELECT customer_id, terms_version, entitlement_version FROM customers \
             WHERE deleted_at_ms IS NULL ORDER BY customer_id";
