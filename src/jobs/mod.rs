@@ -7,6 +7,7 @@
 mod deliver_notices;
 mod driver;
 mod process_inbox;
+mod prune;
 mod reconcile;
 mod reload_plans;
 
@@ -28,6 +29,7 @@ pub enum Job {
     DeliverNotices,
     Reconcile,
     Expire,
+    Prune,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -46,7 +48,7 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ReloadPlans,
         Self::ProcessInbox,
         Self::Expire,
@@ -54,6 +56,7 @@ impl Job {
         Self::PushMeterEvents,
         Self::DeliverNotices,
         Self::Reconcile,
+        Self::Prune,
     ];
 
     pub fn name(self) -> &'static str {
@@ -65,6 +68,7 @@ impl Job {
             Self::DeliverNotices => "deliver_notices",
             Self::Reconcile => "reconcile",
             Self::Expire => "expire",
+            Self::Prune => "prune",
         }
     }
 
@@ -78,6 +82,7 @@ impl Job {
             Self::DeliverNotices => deliver_notices::step(app).await,
             Self::Reconcile => reconcile::step(app).await,
             Self::Expire => expire(app).await,
+            Self::Prune => prune::step(app).await,
         }
     }
 
@@ -94,6 +99,7 @@ impl Job {
             }
             Self::DeliverNotices => Schedule::Cron(catalog.schedule.notices.clone()),
             Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
+            Self::Prune => Schedule::Every(Duration::from_secs(3600)),
         }
     }
 

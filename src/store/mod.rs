@@ -16,6 +16,7 @@ pub mod plans;
 pub mod quotas;
 pub mod reports;
 pub mod reservations;
+pub mod retention;
 mod rowset;
 pub mod usage;
 
@@ -45,6 +46,7 @@ const MIN_POSTGRES: i64 = 150_000;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
+    (3, "keep", include_str!("../../migrations/0003_keep.sql")),
 ];
 
 /// What the database could not do.

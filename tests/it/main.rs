@@ -16,6 +16,7 @@ mod pages;
 mod plans;
 mod process;
 mod report;
+mod retention;
 mod sandbox;
 mod simulator;
 mod store;

@@ -1,5 +1,6 @@
 //! The database from below: every statement on both kinds, and two replicas on one PostgreSQL.
 
+mod keep;
 mod replicas;
 
 use std::path::Path;
@@ -437,11 +438,14 @@ both_databases! {
 /// lacks or types otherwise cannot slip by.
 #[test]
 fn every_function_of_the_store_is_called_here() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
-    let called = include_str!("store.rs");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = |folder: &str| {
+        let files = root.join(folder).read_dir().unwrap();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
+    let called = format!("{}{}", include_str!("store.rs"), sources("tests/it/store").concat());
     let mut functions = Vec::new();
-    for file in folder.read_dir().unwrap() {
-        let source = std::fs::read_to_string(file.unwrap().path()).unwrap();
+    for source in sources("src/store") {
         let named = source.split("pub async fn ").skip(1);
         functions.extend(named.map(|rest| rest.split(['(', '<']).next().unwrap().to_owned()));
     }
@@ -451,5 +455,5 @@ fn every_function_of_the_store_is_called_here() {
     functions.retain(|name| {
         !called.contains(&format!(".{name}(")) && !called.contains(&format!("::{name}("))
     });
-    assert_eq!(functions, Vec::<String>::new(), "not called in this file");
+    assert_eq!(functions, Vec::<String>::new(), "not called in tests/it/store");
 }
