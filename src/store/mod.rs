@@ -14,6 +14,7 @@ pub mod notices;
 pub mod outbox;
 pub mod plans;
 pub mod quotas;
+pub mod recount;
 pub mod reports;
 pub mod reservations;
 pub mod retention;

@@ -15,6 +15,7 @@ mod notices;
 mod pages;
 mod plans;
 mod process;
+mod recount;
 mod report;
 mod retention;
 mod sandbox;

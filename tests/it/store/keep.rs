@@ -1,5 +1,7 @@
 //! What is kept: forgetting history bit by bit, and rebuilding counters from their parts.
 
+use tollgate::domain::recount::{Parts, Stored};
+use tollgate::store::recount::{Recounted, RecountedCounter};
 use tollgate::store::retention::Pruned;
 
 use super::*;
@@ -63,5 +65,29 @@ both_databases! {
         tx.prune(&counter_key(), november().end, 9).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(runs().await, 0);
+    }
+
+    async fn a_counter_is_read_beside_its_parts(db: TestDb) {
+        let store = open(&db).await;
+        let mut unknown = own("evt_1", 1);
+        unknown.metered = false;
+        let counter = Counter {
+            usage: 9, reserved: 1, from_grants: 2, pruned: 4, open: Some(window()), closed_until: None,
+        };
+        put(&store, &[unknown, own("evt_2", 2)], counter).await;
+        let stored = Stored { usage: 9, reserved: 1, from_grants: 2, pruned: 4, open: 3 };
+        let parts = Parts { counted: 3, metered: 2, ..Parts::default() };
+        let read = Recounted {
+            counters: vec![RecountedCounter {
+                key: counter_key(), period_end: Some(november().end), stored: Some(stored), parts,
+            }],
+            grants: Vec::new(),
+        };
+        assert_eq!(store.customers_to_recount("", 9).await.unwrap(), [acme()]);
+        assert_eq!(store.customers_to_recount("acme", 9).await.unwrap(), []);
+        assert_eq!(store.recounted(&acme(), &acme()).await.unwrap(), read);
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.recounted_of(&acme()).await.unwrap(), read);
+        tx.set_used_units(&acme(), "none", 1).await.unwrap();
     }
 }
