@@ -2,6 +2,7 @@
 
 mod doctor;
 mod keys;
+mod recount;
 mod report;
 pub mod sandbox;
 mod serve;
@@ -41,6 +42,8 @@ enum Command {
         #[command(subcommand)]
         command: report::Command,
     },
+    /// Rebuild every counter from its events and say what differs; exit 1 if anything does.
+    Recount(recount::Options),
     /// Check configuration, database, plans, Stripe, mail and templates.
     Doctor {
         /// Answer in JSON.
@@ -64,6 +67,7 @@ pub async fn run(cli: Cli) -> ExitCode {
                 Command::Serve => serve::run(config).await,
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
+                Command::Recount(options) => recount::run(&config, &options).await,
                 Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {
                     unreachable!("handled above")
                 }

@@ -6,6 +6,7 @@ pub mod run;
 pub mod plan;
 pub mod period;
 pub mod usage;
+pub mod recount;
 pub mod credit;
 pub mod quota;
 pub mod cost;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Timestamp;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::Money;
 
@@ -208,6 +209,14 @@ impl Default for Policy {
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
         Self { post_upgrade_delay: DAY, past_due_grace: 7 * DAY, cost_overhead: BTreeMap::new() }
+    }
+}
+
+impl Retention {
+    /// Usage of billing periods that ended then or before is history to be forgotten. As 62 days
+    /// are the least, no run that finishes late is still counted in one of them.
+    pub fn usage_forgotten_until(self, now: Timestamp) -> Option<Timestamp> {
+        self.usage_events.map(|kept| now.minus(kept))
     }
 }
 

@@ -7,6 +7,7 @@
 mod deliver_notices;
 mod driver;
 mod process_inbox;
+mod prune;
 mod reconcile;
 mod reload_plans;
 
@@ -29,6 +30,7 @@ pub enum Job {
     Reconcile,
     Expire,
     CountJournal,
+    Prune,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -47,7 +49,7 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ReloadPlans,
         Self::CountJournal,
         Self::ProcessInbox,
@@ -56,6 +58,7 @@ impl Job {
         Self::PushMeterEvents,
         Self::DeliverNotices,
         Self::Reconcile,
+        Self::Prune,
     ];
 
     pub fn name(self) -> &'static str {
@@ -68,6 +71,7 @@ impl Job {
             Self::Reconcile => "reconcile",
             Self::Expire => "expire",
             Self::CountJournal => "count_journal",
+            Self::Prune => "prune",
         }
     }
 
@@ -82,6 +86,7 @@ impl Job {
             Self::Reconcile => reconcile::step(app).await,
             Self::Expire => expire(app).await,
             Self::CountJournal => count_journal(app).await,
+            Self::Prune => prune::step(app).await,
         }
     }
 
@@ -98,6 +103,7 @@ impl Job {
             }
             Self::DeliverNotices => Schedule::Cron(catalog.schedule.notices.clone()),
             Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
+            Self::Prune => Schedule::Every(Duration::from_secs(3600)),
         }
     }
 

@@ -58,11 +58,18 @@ impl Store {
 impl Tx {
     /// The customer, locked until the transaction ends.
     pub async fn lock_customer(&mut self, id: &CustomerId) -> Result<Option<Customer>> {
+        self.lock_one(id, " AND deleted_at_ms IS NULL").await
+    }
+
+    /// The same for one that may have been deleted: its usage is still there, and it may come back.
+    pub async fn lock_customer_or_deleted(&mut self, id: &CustomerId) -> Result<Option<Customer>> {
+        self.lock_one(id, "").await
+    }
+
+    async fn lock_one(&mut self, id: &CustomerId, only: &str) -> Result<Option<Customer>> {
         self.changes(id);
         let lock = self.dialect.lock_rows();
-        let sql = format!(
-            "SELECT {COLUMNS} FROM customers WHERE customer_id = $1 AND deleted_at_ms IS NULL{lock}"
-        );
+        let sql = format!("SELECT {COLUMNS} FROM customers WHERE customer_id = $1{only}{lock}");
         let row =
             sqlx::query(assembled(sql)).bind(id.as_str()).fetch_optional(self.connection()).await?;
         row.as_ref().map(read).transpose()

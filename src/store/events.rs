@@ -249,7 +249,8 @@ fn value<T: Copy>(letters: &[(T, char)], letter: Option<char>) -> Result<T> {
     found.map(|(value, _)| *value).ok_or(corrupt("outcome"))
 }
 
-/// Six letters: intent, reason, limit and threshold (if not the plan's own), metered, remark.
+/// Six letters: intent, reason, limit and threshold (if not the plan's own), metered, remark. Where
+/// only the record of the key is left, retention adds a seventh.
 fn outcome(facts: &Facts, metered: bool) -> String {
     let (limit, state) = match facts.particular {
         None => (PLANS_OWN, PLANS_OWN),

@@ -16,8 +16,10 @@ pub mod notices;
 pub mod outbox;
 pub mod plans;
 pub mod quotas;
+pub mod recount;
 pub mod reports;
 pub mod reservations;
+pub mod retention;
 mod rowset;
 pub mod usage;
 
@@ -47,6 +49,7 @@ const MIN_POSTGRES: i64 = 150_000;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
+    (3, "keep", include_str!("../../migrations/0003_keep.sql")),
 ];
 
 /// What the database could not do.

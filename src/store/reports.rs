@@ -23,7 +23,8 @@ pub struct RecordedRun {
 }
 
 impl Store {
-    /// Hands over every run of a feature in `[from, to)`, each customer's in order of time.
+    /// Hands over every run of a feature in `[from, to)`, each customer's in order of time, as far
+    /// as its history is kept.
     ///
     /// # Errors
     /// What the database could not do; some runs may have been handed over already.
@@ -41,7 +42,7 @@ impl Store {
              COALESCE(cached_input_tokens, 0) AS cached_input_tokens, \
              COALESCE(output_tokens, 0) AS output_tokens, cost_picodollars \
              FROM usage_events WHERE feature_id = $1 AND recorded_at_ms >= $2 AND recorded_at_ms < $3 \
-             AND counted_units > 0 ORDER BY customer_id, recorded_at_ms",
+             AND counted_units > 0 AND length(outcome) = 6 ORDER BY customer_id, recorded_at_ms",
         )
         .bind(feature.as_str())
         .bind(from.ms())
