@@ -358,7 +358,6 @@ fn the_examples_samples_are_right() {
     let config = load_dotenv(&[], &samples).unwrap();
     assert_eq!(config.public_url, "https://billing.example.com");
     assert_eq!(config.mail_from.as_deref(), Some("Example <billing@example.com>"));
-    assert_eq!(config.outage_journal, Path::new("/var/lib/tollgate/outage"));
     assert_eq!(config.rate_limit, Some(500));
 }
 

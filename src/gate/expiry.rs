@@ -23,7 +23,7 @@ pub async fn expire_holds(app: &App) -> Result<usize, StoreError> {
 
 async fn expire_holds_of(app: &App, id: &CustomerId) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
-    tx.lock_row_of(id).await?;
+    tx.lock_customer_or_deleted(id).await?;
     let mut expired = tx.expired_holds_of(id, tx.now).await?;
     let now = tx.now;
     for reservation in &mut expired {

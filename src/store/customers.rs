@@ -75,15 +75,6 @@ impl Tx {
         row.as_ref().map(read).transpose()
     }
 
-    /// Locks a customer's row until the transaction ends, also that of a deleted one.
-    pub async fn lock_row_of(&mut self, id: &CustomerId) -> Result<()> {
-        self.changes(id);
-        let lock = self.dialect.lock_rows();
-        let sql = format!("SELECT customer_id FROM customers WHERE customer_id = $1{lock}");
-        sqlx::query(assembled(sql)).bind(id.as_str()).fetch_optional(self.connection()).await?;
-        Ok(())
-    }
-
     /// Inserts a customer unless it exists (a deleted one comes back with its new profile
     /// and its old usage: forgetting who it was is no way to a fresh allowance); answers whether a row was written.
     pub async fn insert_customer(&mut self, customer: &Customer) -> Result<bool> {

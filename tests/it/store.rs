@@ -166,7 +166,6 @@ both_databases! {
         tx.update_customer(&customer()).await.unwrap();
         let written = Customer { revision: 2, ..customer() };
         assert_eq!(tx.lock_customers(&[&acme()]).await.unwrap(), std::slice::from_ref(&written));
-        tx.lock_row_of(&acme()).await.unwrap();
         assert_eq!(tx.customer_id_of_stripe("cus_1").await.unwrap(), Some(acme()));
         // Whoever read an older revision writes nothing.
         assert!(tx.update_customer(&customer()).await.is_err());
