@@ -43,6 +43,7 @@ USER 65532:65532
 
 ENV TOLLGATE_LISTEN=0.0.0.0:8080 \
     DATABASE_URL=sqlite:///data/tollgate.db \
+    TOLLGATE_OUTAGE_JOURNAL=/data/tollgate.outage \
     TOLLGATE_PLANS=/etc/tollgate/plans.toml \
     TOLLGATE_LOG_FORMAT=json
 EXPOSE 8080

@@ -41,10 +41,10 @@ use crate::store::StoreError;
 use crate::store::usage::CounterKey;
 use batch::particular;
 use books::Books;
-use request::Ask;
+use request::{Ask, units_of};
 
 pub use load::create_customer;
-pub use request::{Request, RequestKey, Said, Settlement, units_of};
+pub use request::{Request, RequestKey, Said, Settlement};
 
 /// How many requests may wait for one writer.
 const QUEUE: usize = 4096;

@@ -86,7 +86,7 @@ pub(super) enum Ask {
 ///
 /// # Errors
 /// When the run's credits cannot be told.
-pub fn units_of(
+pub(super) fn units_of(
     catalog: &Catalog,
     feature_id: &FeatureId,
     stated: Option<i64>,

@@ -257,3 +257,102 @@ fn rewrite(path: &Path, entries: &[NewEvent]) -> io::Result<()> {
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::answer::{Facts, Remark};
+    use crate::domain::decision::{Intent, Reason};
+    use crate::domain::period::BillingPeriod;
+    use crate::domain::run::RunFacts;
+    use crate::store::events::EventKey;
+
+    fn run(key: &str) -> NewEvent {
+        let now = Timestamp::from_seconds(0);
+        NewEvent {
+            facts: Facts {
+                customer_id: "acme".parse().unwrap(),
+                feature_id: "ai_runs".parse().unwrap(),
+                plan_id: None,
+                intent: Intent::Consume,
+                asked: 2,
+                counted: 2,
+                reason: Reason::WithinLimit,
+                particular: None,
+                usage: 2,
+                reserved: 0,
+                period: BillingPeriod { start: now, end: now },
+                decided_at: now,
+                event_id: None,
+                hold: None,
+                remark: Remark::Degraded,
+            },
+            series: 0,
+            key: EventKey::Request { key: key.to_owned(), request_hash: "h".to_owned() },
+            entity_id: Some("é".to_owned()).filter(|_| key == "a"),
+            plan_version: 1,
+            metered: false,
+            run: RunFacts::default(),
+            cost_picodollars: None,
+            properties: Some("{\"note\": \"naïve\"}".to_owned()),
+        }
+    }
+
+    fn subject() -> (CustomerId, FeatureId) {
+        ("acme".parse().unwrap(), "ai_runs".parse().unwrap())
+    }
+
+    fn let_through(outages: &Outages, key: &str) -> Option<NewEvent> {
+        let request_key = format!("k:{key}");
+        outages.let_through(&subject(), &request_key, |_| Some(run(key))).unwrap()
+    }
+
+    #[test]
+    fn a_line_cut_short_anywhere_spoils_nothing_that_is_written_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let line = serde_json::to_vec(&run("torn")).unwrap();
+        for cut in 1..line.len() {
+            let outages = Outages::open(path.clone()).unwrap();
+            let_through(&outages, "a");
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.extend(&line[..cut]);
+            std::fs::write(&path, bytes).unwrap();
+            let outages = Outages::open(path.clone()).unwrap();
+            let_through(&outages, "b");
+            let again = Outages::open(path.clone()).unwrap();
+            assert_eq!(again.waiting(), [run("a"), run("b")], "cut at {cut}");
+            again.counted(2).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_counted_is_forgotten_and_the_rest_stays_with_what_it_drew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let outages = Outages::open(path.clone()).unwrap();
+        for key in ["a", "b", "a"] {
+            let_through(&outages, key);
+        }
+        assert_eq!(outages.drawn(&subject()), 4, "the same run once more draws nothing");
+        outages.counted(1).unwrap();
+        assert_eq!((outages.waiting(), outages.drawn(&subject())), (vec![run("b")], 2));
+        assert_eq!(Outages::open(path.clone()).unwrap().waiting(), [run("b")]);
+        outages.counted(1).unwrap();
+        assert!(outages.is_empty() && !path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_rewritten_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let outages = Outages::open(path.clone()).unwrap();
+        for key in ["a", "b"] {
+            let_through(&outages, key);
+        }
+        std::fs::create_dir(path.with_extension("new")).unwrap();
+        assert!(outages.counted(1).is_err());
+        assert_eq!(outages.waiting(), [run("a"), run("b")]);
+        assert_eq!(Outages::open(path).unwrap().waiting(), [run("a"), run("b")]);
+    }
+}

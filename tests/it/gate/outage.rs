@@ -65,6 +65,21 @@ both_databases! {
         assert_books_balance(&db.url).await;
     }
 
+    async fn until_the_journal_is_counted_it_answers_for_its_runs(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 197).await;
+        outage(&db).await;
+        let answer = run(&world, "a").await.ok();
+        back(&db).await;
+        assert_eq!(run(&world, "a").await.ok(), answer, "before any job has run");
+        assert_eq!(run(&world, "b").await.ok()["balance"]["usage"], 199, "a comes first");
+        assert_eq!(run(&world, "c").await.ok()["balance"]["usage"], 200);
+        assert_eq!(run(&world, "d").await.ok()["allowed"], false);
+        world.run_job(Job::CountJournal).await;
+        assert_eq!(world.usage("acme").await, 200);
+    }
+
     async fn an_outage_is_no_way_past_a_hard_cap(db: TestDb) {
         let world = World::with_plans(&db, &lenient()).await;
         world.customer("acme").await;

@@ -313,6 +313,16 @@ both_databases! {
         assert_eq!(world.subjects(), [NUDGE, NUDGE]);
     }
 
+    async fn a_number_raised_and_lowered_again_while_a_nudge_waits_is_told_once(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.runs("acme", 160).await;
+        set(&world, "acme", own(400)).await;
+        set(&world, "acme", Change::ClearOverride { feature_id: ai_runs() }).await;
+        world.settle().await;
+        assert_eq!(world.subjects(), [NUDGE]);
+    }
+
     async fn an_upgrades_mail_is_not_lost_by_a_grant_on_its_day(db: TestDb) {
         let world = World::start(&db).await;
         let stripe_id = world.link("acme").await;

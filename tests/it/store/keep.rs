@@ -1,6 +1,7 @@
 //! What is kept: forgetting history bit by bit, and rebuilding counters from their parts.
 
 use tollgate::domain::recount::{Parts, Stored};
+use tollgate::store::history::Span;
 use tollgate::store::recount::{Recounted, RecountedCounter};
 use tollgate::store::retention::Pruned;
 
@@ -48,6 +49,20 @@ both_databases! {
         assert_eq!((counter.usage, counter.pruned), (7, 7));
         let mut tx = store.begin().await.unwrap();
         assert_eq!(tx.prune(&counter_key(), end, 2).await.unwrap(), None, "it is done");
+    }
+
+    async fn history_is_summed_by_bin_and_entity(db: TestDb) {
+        let store = open(&db).await;
+        let mut late = own("evt_2", 2);
+        late.facts.decided_at = now().plus(std::time::Duration::from_secs(86_400));
+        put(&store, &[own("evt_1", 1), late], used(3)).await;
+        let feature = "ai_runs".parse().unwrap();
+        let span = Span { from: november().start, to: november().end, bin_ms: 86_400_000 };
+        let found = store.history(&acme(), &feature, span, 9).await.unwrap();
+        let told: Vec<_> = found.iter().map(|used| (used.bin, used.units, used.events)).collect();
+        let day = november().start.ms() / 86_400_000;
+        assert_eq!(told, [(day, 1, 1), (day + 1, 2, 1)]);
+        assert!(found.iter().all(|used| used.entity_id.as_ref().is_some_and(|id| id.as_str() == "jo")));
     }
 
     async fn what_is_stripped_is_no_run_of_the_pricing_report(db: TestDb) {
