@@ -41,7 +41,7 @@ use crate::store::StoreError;
 use crate::store::usage::CounterKey;
 use batch::particular;
 use books::Books;
-use request::{Ask, units_of};
+use request::Ask;
 
 pub use load::create_customer;
 pub use request::{Request, RequestKey, Said, Settlement};
