@@ -39,12 +39,13 @@ impl Store {
         span: Span,
         limit: i64,
     ) -> Result<Vec<Used>> {
-        // Integers divide to integers on both databases, and no event is older than the epoch.
+        // Integers divide to integers on both databases, and no event is older than the epoch. A
+        // seventh letter says that retention has left an event's key alone.
         let rows = sqlx::query(
             "SELECT recorded_at_ms / $5 AS bin, COALESCE(entity_id, '') AS entity, \
              CAST(SUM(counted_units) AS BIGINT) AS units, COUNT(*) AS events FROM usage_events \
              WHERE customer_id = $1 AND feature_id = $2 AND counted_units > 0 \
-             AND recorded_at_ms >= $3 AND recorded_at_ms < $4 \
+             AND length(outcome) = 6 AND recorded_at_ms >= $3 AND recorded_at_ms < $4 \
              GROUP BY 1, 2 ORDER BY 1, 2 LIMIT $6",
         )
         .bind(customer_id.as_str())

@@ -91,6 +91,21 @@ both_databases! {
         assert_eq!(usage["entities"][1], json!({"entity_id": "jo", "units": 7, "events": 1}));
     }
 
+    async fn what_retention_has_removed_is_gone_with_key_or_without(db: TestDb) {
+        let plans = include_str!("../../plans.example.toml").replace("# [retention]", "[retention]");
+        let world = World::with_plans(&db, &plans.replace("# usage_events = \"400d\"", "usage_events = \"62d\"")).await;
+        world.customer("acme").await;
+        run_by(&world, Some("jo"), 2).await;
+        let keyed = json!({"customer_id": "acme", "feature_id": "ai_runs", "idempotency_key": "a"});
+        world.call("POST", "/v1/track", &keyed).await.ok();
+        let november = "feature_id=ai_runs&from=2026-11-01T00:00:00Z&to=2026-12-01T00:00:00Z";
+        world.advance_to("2027-01-31T00:00:00Z").await;
+        assert_eq!(ask(&world, november).await.ok()["total"], 3);
+        world.advance_to("2027-02-03T00:00:00Z").await;
+        let usage = ask(&world, november).await.ok();
+        assert_eq!((&usage["total"], &usage["entities"]), (&json!(0), &json!([])));
+    }
+
     async fn what_cannot_be_asked_is_refused_by_name(db: TestDb) {
         let world = three_days(&db).await;
         for (query, status, error) in [
