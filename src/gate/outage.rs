@@ -105,8 +105,9 @@ fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
         (EventKey::Request { request_hash, .. }, Some(key)) => *request_hash == key.request_hash,
         _ => true,
     };
-    metrics::counter!("tollgate_outage_runs_total").increment(1);
-    Ok(entry.filter(same).map(|entry| (entry.facts, entry.plan_version)))
+    let decided = entry.filter(same).map(|entry| (entry.facts, entry.plan_version));
+    metrics::counter!("tollgate_outage_runs_total").increment(u64::from(decided.is_some()));
+    Ok(decided)
 }
 
 /// The answer to a question that counts nothing, and leaves nothing behind.

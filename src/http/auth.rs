@@ -37,7 +37,9 @@ pub struct KeyRing {
     admin: Option<String>,
     known: RwLock<HashMap<String, Known>>,
     /// One look-up at a time: a flood of wrong keys cannot take the database's connections.
-    look_up: Semaphore,
+    strangers: Semaphore,
+    /// The same for keys that were good before, which do not wait behind strangers.
+    acquaintances: Semaphore,
     rate_limit: Option<NonZeroU32>,
 }
 
@@ -52,7 +54,13 @@ impl KeyRing {
     pub fn new(credentials: &Credentials, rate_limit: Option<u32>) -> Self {
         let rate_limit = rate_limit.and_then(NonZeroU32::new);
         let admin = credentials.admin_token.as_ref().map(|token| hash(token.expose_secret()));
-        let ring = Self { admin, known: RwLock::default(), look_up: Semaphore::new(1), rate_limit };
+        let ring = Self {
+            admin,
+            known: RwLock::default(),
+            strangers: Semaphore::new(1),
+            acquaintances: Semaphore::new(1),
+            rate_limit,
+        };
         if let Some(key) = &credentials.api_key {
             ring.remember(hash(key.expose_secret()), None);
         }
@@ -83,34 +91,33 @@ impl KeyRing {
     }
 
     async fn admit(&self, daemon: &Daemon, hash: String) -> Result<(), ApiError> {
-        let now = daemon.app.clock.now();
-        let known = match self.recall(&hash, now) {
-            Some(known) => known,
-            None => {
-                let was_good = self.was_good(&hash);
-                // A stranger waits its turn; who was good a moment ago does not wait behind it.
-                let _turn = match was_good {
-                    Some(_) => None,
-                    None => self.look_up.acquire().await.ok(),
-                };
-                if let Some(known) = self.recall(&hash, now) {
-                    // Someone who asked with the same key was here first.
-                    return known.within_rate();
-                }
-                match (daemon.app.store.live_key(&hash).await, was_good) {
-                    (Ok(Some(_)), _) => self.remember(hash, Some(now.plus(REMEMBER_KEY))),
-                    (Ok(None), _) => {
-                        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
-                        return Err(unauthorized());
-                    }
-                    // Whether it was revoked since cannot be asked now; plans decide what an outage
-                    // lets through.
-                    (Err(_), Some(known)) => known,
-                    (Err(error), None) => return Err(error.into()),
-                }
+        match self.recall(&hash, daemon.app.clock.now()) {
+            Some(known) => known.within_rate(),
+            None => self.look_up(daemon, hash).await?.within_rate(),
+        }
+    }
+
+    async fn look_up(&self, daemon: &Daemon, hash: String) -> Result<Known, ApiError> {
+        let was_good = self.was_good(&hash);
+        let line = if was_good.is_some() { &self.acquaintances } else { &self.strangers };
+        let _turn = line.acquire().await;
+        if let Some(known) = self.recall(&hash, daemon.app.clock.now()) {
+            // Someone who asked with the same key was here first.
+            return Ok(known);
+        }
+        let found = daemon.app.store.live_key(&hash).await;
+        let until = Some(daemon.app.clock.now().plus(REMEMBER_KEY));
+        match found {
+            Ok(Some(_)) => Ok(self.remember(hash, until)),
+            Ok(None) => {
+                self.known.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+                Err(unauthorized())
             }
-        };
-        known.within_rate()
+            // Whether it was revoked since cannot be asked now; what an outage lets through is for
+            // the plans to say.
+            Err(_) if was_good.is_some() => Ok(self.remember(hash, until)),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -74,6 +74,21 @@ both_databases! {
         assert_eq!((run_with(&world, "used").await, run_with(&world, API_KEY).await), (401, 200));
     }
 
+    async fn a_key_that_was_good_stays_so_while_keys_cannot_be_looked_up(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let used = make_key(&world, "used").await;
+        make_key(&world, "stranger").await;
+        assert_eq!(run_with(&world, "used").await, 200);
+        rows(&db.url, "ALTER TABLE api_keys RENAME TO away").await;
+        wait(&world, Duration::from_secs(3600));
+        assert_eq!((run_with(&world, "used").await, run_with(&world, "stranger").await), (200, 503));
+        rows(&db.url, "ALTER TABLE away RENAME TO api_keys").await;
+        revoke(&world, &used).await;
+        wait(&world, Duration::from_secs(5));
+        assert_eq!((run_with(&world, "used").await, run_with(&world, "stranger").await), (401, 200));
+    }
+
     async fn no_key_and_no_secret_is_kept_but_as_a_hash(db: TestDb) {
         let world = World::start(&db).await;
         let mut machine = Machine::bare();

@@ -12,6 +12,7 @@ use tollgate::store::outbox;
 use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
+use crate::harness::sql::rows;
 use crate::harness::world::{API_KEY, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -85,6 +86,31 @@ async fn ten_seconds(world: &World) -> Vec<Value> {
 // --- What is reported, and when ----------------------------------------------------------------
 
 both_databases! {
+    async fn a_period_that_stripe_makes_longer_is_metered_to_its_new_end(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let stripe_id = world.link("acme").await;
+        let price = world.price("starter_monthly").await;
+        let until = |moment: &str| moment.parse::<Timestamp>().unwrap().seconds().to_string();
+        let form = [
+            ("customer", stripe_id.as_str()),
+            ("items[0][price]", &price),
+            ("trial_end", &until("2026-11-10T00:00:00Z")),
+        ];
+        let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;
+        world.settle().await;
+        world.run("acme").await;
+        let path = format!("/v1/subscriptions/{}", subscription["id"].as_str().unwrap());
+        world.stripe("POST", &path, &[("trial_end", &until("2026-11-20T00:00:00Z"))]).await;
+        world.settle().await;
+        world.advance_to("2026-11-15T12:00:00Z").await;
+        assert_eq!(world.run("acme").await["balance"]["usage"], 2, "the same period");
+        world.advance(Duration::from_secs(3600)).await;
+        let last = "SELECT MAX(timestamp_ms) AS v FROM meter_events";
+        let noon: Timestamp = "2026-11-15T12:00:00Z".parse().unwrap();
+        assert_eq!(rows(&db.url, last).await, [noon.ms().to_string()], "when it was, not earlier");
+    }
+
     async fn the_runs_of_a_window_are_one_meter_event_once_it_is_closed(db: TestDb) {
         let world = World::start(&db).await;
         let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
