@@ -10,6 +10,7 @@ mod cli;
 mod deploy;
 mod gate;
 mod history;
+mod live;
 mod logs;
 mod mail;
 mod notices;

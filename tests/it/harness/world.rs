@@ -333,14 +333,12 @@ impl World {
     /// Calls the simulator as someone with the account's key would.
     pub async fn stripe(&self, method: &str, path: &str, form: &[(&str, &str)]) -> Value {
         let method: reqwest::Method = method.parse().expect("a method");
-        let body: Vec<String> =
-            form.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
         let request = self
             .http
             .request(method, format!("{}{path}", self.sim.base_url()))
             .bearer_auth(STRIPE_KEY)
             .header("content-type", "application/x-www-form-urlencoded")
-            .body(body.join("&"));
+            .body(form_body(form));
         let reply = reply(request.send().await.expect("the simulator answers")).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.body);
         reply.body
@@ -452,6 +450,13 @@ pub async fn reply(response: reqwest::Response) -> Reply {
     let text = response.text().await.expect("a whole body");
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
     Reply { status, body }
+}
+
+/// A form as Stripe takes it.
+pub fn form_body(form: &[(&str, &str)]) -> String {
+    let pairs: Vec<_> =
+        form.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+    pairs.join("&")
 }
 
 /// Percent-encodes a form value.
