@@ -1,8 +1,9 @@
 //! What stands in for the database while it cannot answer: a file of runs that were let through,
-//! each written and synced before its answer, and counted when the database is back.
+//! each written and synced before its answer, and counted when the database is back. It belongs to
+//! the process that has runs in it.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -31,6 +32,8 @@ pub struct Outages {
 
 #[derive(Default)]
 struct State {
+    /// Held while there are runs in the file.
+    lock: Option<File>,
     /// In the order of the file.
     entries: Vec<NewEvent>,
     by_key: HashMap<(CustomerId, String), usize>,
@@ -44,12 +47,16 @@ impl Outages {
     /// answered, and is cut off, so that nothing is ever written behind it.
     ///
     /// # Errors
-    /// When the file is there and cannot be read, or holds what this build does not understand:
-    /// starting without it would lose runs.
+    /// When the file is there and cannot be read, holds what this build does not understand, or is
+    /// another process's: starting without it would lose runs.
     pub fn open(path: PathBuf) -> io::Result<Self> {
         let mut state = State::default();
-        for entry in read(&path)? {
-            state.add(entry);
+        if path.exists() {
+            let lock = lock(&path)?;
+            for entry in read(&path)? {
+                state.add(entry);
+            }
+            state.lock = Some(lock).filter(|_| !state.entries.is_empty());
         }
         let away_until_ms = AtomicI64::new(0);
         Ok(Self {
@@ -142,6 +149,9 @@ impl Outages {
         }
         let drawn = state.drawn.get(key).copied().unwrap_or_default();
         let Some(entry) = judge(drawn) else { return Ok(None) };
+        if state.lock.is_none() {
+            state.lock = Some(lock_to_begin(&self.path)?);
+        }
         append(&self.path, &entry)?;
         state.add(entry.clone());
         Ok(Some(entry))
@@ -172,6 +182,7 @@ impl Outages {
         state.entries.clear();
         state.by_key.clear();
         state.drawn.clear();
+        state.lock.take_if(|_| rest.is_empty());
         for entry in rest {
             state.add(entry);
         }
@@ -187,6 +198,29 @@ impl State {
         let key = (facts.customer_id.clone(), entry.key.request_key());
         self.by_key.insert(key, self.entries.len());
         self.entries.push(entry);
+    }
+}
+
+/// Two processes that write into one journal would each take the other's runs out of it.
+fn lock(path: &Path) -> io::Result<File> {
+    let file =
+        private(OpenOptions::new().write(true).create(true)).open(path.with_extension("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::Error::other(
+            "it is another process's: give each its own TOLLGATE_OUTAGE_JOURNAL",
+        )),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The lock of a journal in which this process has nothing yet. What is found there all the same
+/// was left by another one after this one started, and is for the next start to take up.
+fn lock_to_begin(path: &Path) -> io::Result<File> {
+    let lock = lock(path)?;
+    match path.exists() {
+        true => Err(io::Error::other("it holds another process's runs: a restart counts them")),
+        false => Ok(lock),
     }
 }
 
@@ -315,11 +349,13 @@ mod tests {
         for cut in 1..line.len() {
             let outages = Outages::open(path.clone()).unwrap();
             let_through(&outages, "a");
+            drop(outages);
             let mut bytes = std::fs::read(&path).unwrap();
             bytes.extend(&line[..cut]);
             std::fs::write(&path, bytes).unwrap();
             let outages = Outages::open(path.clone()).unwrap();
             let_through(&outages, "b");
+            drop(outages);
             let again = Outages::open(path.clone()).unwrap();
             assert_eq!(again.waiting(), [run("a"), run("b")], "cut at {cut}");
             again.counted(2).unwrap();
@@ -337,7 +373,9 @@ mod tests {
         assert_eq!(outages.drawn(&subject()), 4, "the same run once more draws nothing");
         outages.counted(1).unwrap();
         assert_eq!((outages.waiting(), outages.drawn(&subject())), (vec![run("b")], 2));
-        assert_eq!(Outages::open(path.clone()).unwrap().waiting(), [run("b")]);
+        drop(outages);
+        let outages = Outages::open(path.clone()).unwrap();
+        assert_eq!(outages.waiting(), [run("b")]);
         outages.counted(1).unwrap();
         assert!(outages.is_empty() && !path.exists());
     }
@@ -353,6 +391,24 @@ mod tests {
         std::fs::create_dir(path.with_extension("new")).unwrap();
         assert!(outages.counted(1).is_err());
         assert_eq!(outages.waiting(), [run("a"), run("b")]);
+        drop(outages);
         assert_eq!(Outages::open(path).unwrap().waiting(), [run("a"), run("b")]);
+    }
+
+    #[test]
+    fn a_journal_with_runs_in_it_is_one_processs_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let [one, other] = [(); 2].map(|()| Outages::open(path.clone()).unwrap());
+        let_through(&one, "a");
+        let through = || other.let_through(&subject(), "k:b", |_| Some(run("b")));
+        assert!(through().is_err(), "nothing is let through by the other");
+        assert!(Outages::open(path.clone()).is_err(), "nor does a third start");
+        drop(one);
+        assert!(through().is_err(), "what died with runs in it is for a start to take up");
+        let heir = Outages::open(path.clone()).unwrap();
+        assert_eq!(heir.waiting(), [run("a")]);
+        heir.counted(1).unwrap();
+        assert!(through().unwrap().is_some());
     }
 }
