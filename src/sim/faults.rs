@@ -31,9 +31,6 @@ pub struct Faults {
     pub search_lag_seconds: u64,
     /// How long a test clock takes to advance, in seconds.
     pub test_clock_lag_seconds: u64,
-    /// Automatic payments of customers without a card are refused, as on Stripe; off, such a
-    /// customer pays by means unseen.
-    pub refuse_without_card: bool,
     /// What becomes of a subscription when the last retry of a payment has failed.
     pub after_retries: AfterRetries,
     /// How many calls each endpoint takes in one second by the simulator's clock: 25 on Stripe.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::answer::ApiError;
 use super::catalog::apply;
 use super::events::{record, record_update};
-use super::life::{Status, Subscription};
+use super::life::Subscription;
 use super::params::Params;
 use super::state::{Call, Page, exists, text};
 use super::{Simulator, invoices};
@@ -72,16 +72,10 @@ pub(super) fn method_of(call: &Call<'_>, customer: &str, own: &Value) -> Option<
     own.as_str().or(default.as_str()).map(str::to_owned)
 }
 
-/// What would come of charging a subscription's customer now. A customer without a card pays by
-/// means unseen, unless the subscription is overdue already or the switch says otherwise.
+/// What would come of charging a subscription's customer now: without a card nothing is paid.
 pub(super) fn outcome(call: &Call<'_>, subscription: &Subscription) -> Outcome {
     let method = method_of(call, &subscription.customer, &subscription.default_payment_method);
-    let overdue = matches!(subscription.status, Status::PastDue | Status::Unpaid);
-    match method {
-        Some(method) => outcome_of(call, &method),
-        None if overdue || call.faults.refuse_without_card => Outcome::Declined,
-        None => Outcome::Paid,
-    }
+    method.map_or(Outcome::Declined, |method| outcome_of(call, &method))
 }
 
 /// What would come of charging this payment method now.
@@ -97,7 +91,7 @@ pub(super) fn outcome_of(call: &Call<'_>, method: &str) -> Outcome {
 pub(super) fn check_can_pay(call: &Call<'_>, subscription: &Subscription) -> Result<(), ApiError> {
     let method = method_of(call, &subscription.customer, &subscription.default_payment_method);
     let by_invoice = subscription.collection_method != "charge_automatically";
-    if method.is_some() || by_invoice || !call.faults.refuse_without_card {
+    if method.is_some() || by_invoice {
         return Ok(());
     }
     Err(ApiError::refused(

@@ -113,7 +113,10 @@ impl Surroundings {
 
     /// Ada subscribes, uses up her plan, is told so, upgrades, is told that too; support looks.
     async fn ada_lives(&self, api: &Api) {
-        let form = format!("email={EMAIL}&name={NAME}");
+        let form = format!(
+            "email={EMAIL}&name={NAME}&payment_method=pm_card_visa\
+             &invoice_settings[default_payment_method]=pm_card_visa"
+        );
         let stripe_id = text(&self.stripe("/v1/customers", &form).await["id"]);
         let body = json!({"email": EMAIL, "name": NAME, "stripe_customer_id": stripe_id});
         api.call_as(API_KEY, "PUT", "/v1/customers/ada", &body).await.unwrap().ok();

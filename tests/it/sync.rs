@@ -384,11 +384,10 @@ both_databases! {
         let world = World::start(&db).await;
         world.call("PUT", "/v1/customers/acme", &json!({})).await.ok();
         let form = [("name", " Ac\u{0}me\r\nBcc: x "), ("email", "no address")];
-        let stripe = world.stripe("POST", "/v1/customers", &form).await;
-        let stripe_id = stripe["id"].as_str().unwrap();
+        let stripe_id = world.stripe_customer(&form).await;
         let body = json!({"stripe_customer_id": stripe_id});
         world.call("PUT", "/v1/customers/acme", &body).await.ok();
-        world.subscribe(stripe_id, "pro_monthly").await;
+        world.subscribe(&stripe_id, "pro_monthly").await;
         let shown = world.shown("acme").await;
         assert_eq!((&shown["name"], &shown["email"]), (&json!("AcmeBcc: x"), &Value::Null));
         assert_eq!(world.tier("acme").await, "pro active");
@@ -473,9 +472,8 @@ both_databases! {
             let named = format!("paused-{n}");
             world.customer(&named).await;
             let form = [("metadata[tollgate_customer_id]", named.as_str())];
-            let customer = world.stripe("POST", "/v1/customers", &form).await;
-            let id = customer["id"].as_str().unwrap();
-            let form = [("customer", id), ("items[0][price]", &price)];
+            let id = world.stripe_customer(&form).await;
+            let form = [("customer", id.as_str()), ("items[0][price]", &price)];
             let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;
             let id = subscription["id"].as_str().unwrap();
             world.sim.set_subscription_status(id, "paused").unwrap();

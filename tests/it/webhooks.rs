@@ -177,8 +177,7 @@ both_databases! {
 
 /// A Stripe customer on Pro of whom nobody here knows; its webhooks have arrived and are parked.
 async fn stranger_on_pro(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
-    let customer = world.stripe("POST", "/v1/customers", &[("email", "z@example.com")]).await;
-    let stripe_id = customer["id"].as_str().unwrap().to_owned();
+    let stripe_id = world.stripe_customer(&[("email", "z@example.com")]).await;
     let price = world.price("pro_monthly").await;
     let form = [&[("customer", stripe_id.as_str()), ("items[0][price]", &price)], metadata];
     let subscription = world.stripe("POST", "/v1/subscriptions", &form.concat()).await;
@@ -230,11 +229,11 @@ both_databases! {
         world.customer("acme").await;
         world.lose_webhooks();
         let form = [("metadata[tollgate_customer_id]", "acme")];
-        let customer = world.stripe("POST", "/v1/customers", &form).await;
+        let stripe_id = world.stripe_customer(&form).await;
         let price = world.price("pro_monthly").await;
-        let form = [("customer", customer["id"].as_str().unwrap()), ("items[0][price]", &price)];
+        let form = [("customer", stripe_id.as_str()), ("items[0][price]", &price)];
         world.stripe("POST", "/v1/subscriptions", &form).await;
-        let events = world.events_of(customer["id"].as_str().unwrap());
+        let events = world.events_of(&stripe_id);
         let paid = events.iter().find(|event| event["type"] == "invoice.paid").unwrap();
         assert_eq!(world.deliver(paid).await.status, 200);
         world.settle().await;
@@ -470,8 +469,7 @@ impl Life {
     async fn begin(world: &World, number: usize, order: [usize; 5]) -> Self {
         let customer = format!("c{number}");
         world.customer(&customer).await;
-        let stripe = world.stripe("POST", "/v1/customers", &[]).await;
-        let stripe_id = stripe["id"].as_str().unwrap().to_owned();
+        let stripe_id = world.stripe_customer(&[]).await;
         let body = json!({"stripe_customer_id": stripe_id});
         world.call("PUT", &format!("/v1/customers/{customer}"), &body).await.ok();
         Self {

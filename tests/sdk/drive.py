@@ -33,7 +33,11 @@ found = client.v1.prices.list({"lookup_keys": [f"py_{tail}"]})
 assert [row.id for row in found.data] == [price.id], found
 
 customer = client.v1.customers.create(
-    {"email": "ada@example.com", "payment_method": "pm_card_visa"}
+    {
+        "email": "ada@example.com",
+        "payment_method": "pm_card_visa",
+        "invoice_settings": {"default_payment_method": "pm_card_visa"},
+    }
 )
 subscription = client.v1.subscriptions.create(
     {"customer": customer.id, "items": [{"price": price.id}]}

@@ -15,6 +15,12 @@ if (!baseUrl || !key) usage('tour.mjs BASE_URL KEY');
 const stripe = connect(baseUrl, key);
 const tail = randomUUID().slice(0, 8);
 
+/** Without a card a subscription that is charged by itself is refused. */
+const card = {
+  payment_method: 'pm_card_visa',
+  invoice_settings: { default_payment_method: 'pm_card_visa' },
+};
+
 async function refusal(promise) {
   return promise.then(
     () => assert.fail('it was not refused'),
@@ -193,7 +199,7 @@ async function downgrade(subscription, { starter, pro }) {
 
 async function clock(price) {
   const made = await stripe.testHelpers.testClocks.create({ frozen_time: 1_800_000_000 });
-  const customer = await stripe.customers.create({ test_clock: made.id });
+  const customer = await stripe.customers.create({ test_clock: made.id, ...card });
   const subscription = await stripe.subscriptions.create({ customer: customer.id, items: [{ price }] });
   await stripe.testHelpers.testClocks.advance(made.id, { frozen_time: 1_800_000_000 + 40 * 86_400 });
   assert.equal((await stripe.testHelpers.testClocks.retrieve(made.id)).status, 'ready');

@@ -14,6 +14,9 @@ const DAY: Duration = Duration::from_secs(86_400);
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long the daemon may take, on the wall clock, to do what is due.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Who Acme is to Stripe, with a card that works.
+const ACME: &str = "email=ada@acme.example&name=Acme&payment_method=pm_card_visa\
+    &invoice_settings[default_payment_method]=pm_card_visa";
 
 pub async fn tell(sandbox: &Sandbox) -> anyhow::Result<()> {
     let story = Story { sandbox, actors: Actors::new(sandbox), began_at: sandbox.clock.now() };
@@ -87,8 +90,7 @@ impl Story<'_> {
 
     async fn acme_subscribes(&self) -> anyhow::Result<(String, String)> {
         let stripe = &self.actors;
-        let customer =
-            stripe.stripe("POST", "/v1/customers", "email=ada@acme.example&name=Acme").await?;
+        let customer = stripe.stripe("POST", "/v1/customers", ACME).await?;
         let stripe_id = text(&customer, "id")?;
         let body = json!({
             "email": "ada@acme.example", "name": "Acme", "stripe_customer_id": stripe_id,

@@ -55,7 +55,8 @@ async fn another_version_and_another_encoding_are_refused() {
 #[tokio::test]
 async fn a_customer_is_made_changed_found_and_deleted() {
     let desk = desk().await;
-    let form = [("email", "ada@example.com"), ("metadata[tollgate_customer_id]", "acme")];
+    let named = ("metadata[tollgate_customer_id]", "acme");
+    let form = [("email", "ada@example.com"), named, CARD[0], CARD[1]];
     let customer = desk.make("/v1/customers", &form).await;
     let path = format!("/v1/customers/{}", id(&customer));
     let changed =

@@ -25,6 +25,11 @@ use crate::entropy::Entropy;
 
 const KEY: &str = "sk_test_simulated";
 const START: &str = "2026-11-01T00:00:00Z";
+/// A card that works, for a new customer.
+const CARD: [(&str, &str); 2] = [
+    ("payment_method", "pm_card_visa"),
+    ("invoice_settings[default_payment_method]", "pm_card_visa"),
+];
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -157,6 +162,11 @@ impl Desk {
         id(&self.make("/v1/customers", &[("email", "ada@example.com")]).await)
     }
 
+    /// A new customer with a card that works.
+    async fn payer(&self) -> String {
+        id(&self.make("/v1/customers", &[("email", "ada@example.com"), CARD[0], CARD[1]]).await)
+    }
+
     async fn price(&self, lookup_key: &str) -> String {
         let reply = self.get("/v1/prices", &[("lookup_keys[]", lookup_key)]).await;
         id(&reply.json["data"][0])
@@ -166,9 +176,9 @@ impl Desk {
         id(&self.get("/v1/billing/meters", &[]).await.json["data"][0])
     }
 
-    /// A subscription of a new customer to one price.
+    /// A subscription of a new customer, who has a card, to one price.
     async fn subscribe(&self, lookup_key: &str, more: &[(&str, &str)]) -> Value {
-        let (customer, price) = (self.customer().await, self.price(lookup_key).await);
+        let (customer, price) = (self.payer().await, self.price(lookup_key).await);
         let mut form = vec![("customer", customer.as_str()), ("items[0][price]", &price)];
         form.extend_from_slice(more);
         self.make("/v1/subscriptions", &form).await

@@ -184,7 +184,6 @@ async fn test_cards_are_attached_by_their_names() {
     assert_eq!((declined.status, declined.error().1), (402, "card_declined"));
     let none = desk.post("/v1/payment_methods/pm_none/attach", &form).await;
     assert_eq!(none.error().1, "resource_missing");
-    desk.sim.change_faults(|faults| faults.refuse_without_card = true);
     assert_eq!(start(&desk, &customer, &[]).await.status, 200);
     let detached = desk.make(&format!("/v1/payment_methods/{}/detach", id(&card)), &[]).await;
     assert!(detached["customer"].is_null());
@@ -240,7 +239,8 @@ async fn a_trial_that_ends_without_a_card_does_what_it_was_told() {
             ("trial_period_days", "7"),
             ("trial_settings[end_behavior][missing_payment_method]", behavior),
         ];
-        let made = desk.subscribe("starter_monthly", &trial).await;
+        let customer = desk.customer().await;
+        let made = start(&desk, &customer, &trial).await.json;
         desk.clock.advance(DAY * 7);
         assert_eq!(desk.subscription(&id(&made)).await["status"], status);
     }

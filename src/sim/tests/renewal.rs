@@ -1,6 +1,7 @@
 //! Subscriptions as time and the API move them.
 
 use super::*;
+use crate::sim::Card;
 
 #[tokio::test]
 async fn a_subscription_is_active_paid_and_runs_for_a_month() {
@@ -14,6 +15,7 @@ async fn a_subscription_is_active_paid_and_runs_for_a_month() {
     assert_eq!(
         desk.told(from),
         [
+            "payment_method.attached",
             "customer.created",
             "invoice.created",
             "customer.subscription.created",
@@ -323,7 +325,9 @@ async fn metered_usage_is_billed_for_the_period_that_ended_until_the_draft_close
 #[tokio::test]
 async fn failed_payment_is_told_and_paying_brings_the_subscription_back() {
     let desk = desk().await;
-    let subscription = id(&desk.subscribe("starter_monthly", &[]).await);
+    let made = desk.subscribe("starter_monthly", &[]).await;
+    let (subscription, customer) = (id(&made), made["customer"].as_str().unwrap());
+    desk.sim.set_card(customer, Card::Declines).unwrap();
     desk.sim.set_subscription_status(&subscription, "past_due").unwrap();
     let updated = desk.sim.events().last().unwrap().clone();
     assert_eq!(updated["data"]["previous_attributes"]["status"], "active");
@@ -332,6 +336,7 @@ async fn failed_payment_is_told_and_paying_brings_the_subscription_back() {
     assert_eq!(overdue["status"], "past_due");
     assert_eq!(desk.sim.events().last().unwrap()["type"], "invoice.payment_failed");
     let invoice = overdue["latest_invoice"].as_str().unwrap();
+    desk.sim.set_card(customer, Card::Works).unwrap();
     desk.make(&format!("/v1/invoices/{invoice}/pay"), &[]).await;
     assert_eq!(desk.subscription(&subscription).await["status"], "active");
     assert!(desk.sim.set_subscription_status(&subscription, "sleepy").is_err());

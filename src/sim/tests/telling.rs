@@ -75,7 +75,8 @@ async fn a_customer_on_a_test_clock_lives_by_it() {
     let form = [("frozen_time", &*now.to_string())];
     let clock = desk.make("/v1/test_helpers/test_clocks", &form).await;
     let path = format!("/v1/test_helpers/test_clocks/{}", id(&clock));
-    let customer = id(&desk.make("/v1/customers", &[("test_clock", &*id(&clock))]).await);
+    let form = [("test_clock", &*id(&clock)), CARD[0], CARD[1]];
+    let customer = id(&desk.make("/v1/customers", &form).await);
     let price = desk.price("starter_monthly").await;
     let form = [("customer", customer.as_str()), ("items[0][price]", &price)];
     let made = desk.make("/v1/subscriptions", &form).await;

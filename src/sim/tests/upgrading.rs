@@ -272,7 +272,7 @@ async fn switching_a_metered_price_bills_the_usage_so_far_only_in_flexible_mode(
             ];
             prices.push(id(&desk.make("/v1/prices", &form).await));
         }
-        let customer = desk.customer().await;
+        let customer = desk.payer().await;
         let form = [
             ("customer", customer.as_str()),
             ("items[0][price]", &prices[0]),

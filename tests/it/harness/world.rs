@@ -350,11 +350,18 @@ impl World {
         found["data"][0]["id"].as_str().expect("the price is seeded").to_owned()
     }
 
-    /// Creates a Stripe customer and ties the customer to it.
+    /// Creates a Stripe customer with a card that works; answers its id.
+    pub async fn stripe_customer(&self, form: &[(&str, &str)]) -> String {
+        let card = ("invoice_settings[default_payment_method]", "pm_card_visa");
+        let form = [form, &[("payment_method", "pm_card_visa"), card]].concat();
+        let made = self.stripe("POST", "/v1/customers", &form).await;
+        made["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Creates a Stripe customer with a card and ties the customer to it.
     pub async fn link(&self, customer: &str) -> String {
         let email = format!("{customer}@example.com");
-        let stripe = self.stripe("POST", "/v1/customers", &[("email", &email)]).await;
-        let stripe_id = stripe["id"].as_str().expect("an id").to_owned();
+        let stripe_id = self.stripe_customer(&[("email", &email)]).await;
         let body = json!({"stripe_customer_id": stripe_id, "email": email});
         self.call("PUT", &format!("/v1/customers/{customer}"), &body).await.ok();
         self.settle().await;
