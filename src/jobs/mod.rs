@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::gate::{expiry, outage, windows};
-use crate::sync::usage;
+use crate::sync::{period_end, usage};
 
 pub use driver::{JobStatus, Jobs};
 
@@ -31,6 +31,7 @@ pub enum Job {
     Expire,
     CountJournal,
     Prune,
+    FlushPeriods,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -49,11 +50,12 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ReloadPlans,
         Self::CountJournal,
         Self::ProcessInbox,
         Self::Expire,
+        Self::FlushPeriods,
         Self::CloseWindows,
         Self::PushMeterEvents,
         Self::DeliverNotices,
@@ -72,6 +74,7 @@ impl Job {
             Self::Expire => "expire",
             Self::CountJournal => "count_journal",
             Self::Prune => "prune",
+            Self::FlushPeriods => "flush_periods",
         }
     }
 
@@ -87,6 +90,7 @@ impl Job {
             Self::Expire => expire(app).await,
             Self::CountJournal => count_journal(app).await,
             Self::Prune => prune::step(app).await,
+            Self::FlushPeriods => flush_periods(app).await,
         }
     }
 
@@ -104,12 +108,14 @@ impl Job {
             Self::DeliverNotices => Schedule::Cron(catalog.schedule.notices.clone()),
             Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
             Self::Prune => Schedule::Every(Duration::from_secs(3600)),
+            Self::FlushPeriods => Schedule::Every(Duration::from_secs(1)),
         }
     }
 
-    /// Whether every replica has to run it for itself.
+    /// Whether every replica has to run it for itself, or may: what is done every second costs less
+    /// than a lease for it.
     fn is_per_replica(self) -> bool {
-        matches!(self, Self::ReloadPlans | Self::CountJournal)
+        matches!(self, Self::ReloadPlans | Self::CountJournal | Self::FlushPeriods)
     }
 }
 
@@ -132,6 +138,10 @@ async fn close_windows(app: &App) -> anyhow::Result<Progress> {
     Ok(Progress { done, more, note: None })
 }
 
+async fn flush_periods(app: &App) -> anyhow::Result<Progress> {
+    Ok(Progress { done: period_end::flush(app).await?, more: false, note: None })
+}
+
 async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
     if app.stripe.is_none() {
         return Ok(Progress {
@@ -142,6 +152,7 @@ async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
     // Closing has the same times and may be another replica's: what closes now goes out now.
     windows::close_due(app).await?;
     let sent = usage::send_due(app).await?;
+    period_end::watch(app).await?;
     let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
     let note = match (sent.paused, sent.parked) {
         (true, _) => Some("paused: Stripe refuses our key or does not take usage now".to_owned()),

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod leases;
 pub mod notices;
 pub mod outbox;
+pub mod periods;
 pub mod plans;
 pub mod quotas;
 pub mod recount;

@@ -56,10 +56,15 @@ pub(super) async fn sync_usage(
 
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
 /// units that arrived.
-async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
+pub(super) async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
+    send_in_order(app, app.store.oldest_pending_of(id, AT_ONCE).await?).await
+}
+
+/// Sends one customer's meter events until Stripe wants no more; answers the units that arrived.
+pub(super) async fn send_in_order(app: &App, rows: Vec<Row>) -> Result<i64, StoreError> {
     let Some(stripe) = &app.stripe else { return Ok(0) };
     let mut delivered = 0;
-    for row in app.store.oldest_pending_of(id, AT_ONCE).await? {
+    for row in rows {
         match send(app, stripe, &row).await? {
             Step::Settled(SendOutcome::Delivered { .. }) => delivered += row.units,
             Step::Settled(SendOutcome::Parked { .. }) | Step::Gone => {}
@@ -162,6 +167,7 @@ async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreE
     tx.commit().await?;
     match verdict.next {
         Next::Settle(outcome) => {
+            note_late(row, &outcome, app.clock.now());
             if let SendOutcome::Parked { reason } = &outcome {
                 tracing::error!(
                     customer_id = row.customer_id,
@@ -180,6 +186,14 @@ async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreE
             );
             Ok(Step::Paused)
         }
+    }
+}
+
+/// Counts what reached Stripe when the invoice of its period was final.
+fn note_late(row: &Row, outcome: &SendOutcome, now: Timestamp) {
+    let late = row.billable_until.is_some_and(|until| now >= until);
+    if late && matches!(outcome, SendOutcome::Delivered { .. }) {
+        metrics::counter!("tollgate_meter_units_late_total").increment(row.units.unsigned_abs());
     }
 }
 

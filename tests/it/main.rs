@@ -15,6 +15,7 @@ mod mail;
 mod notices;
 mod openapi;
 mod pages;
+mod periods;
 mod plans;
 mod process;
 mod quotas;

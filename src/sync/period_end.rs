@@ -1,0 +1,50 @@
+//! The end of a period: what is used in its last moments reaches Stripe before it, and what has not
+//! reached Stripe half an hour after it is told of.
+
+use std::time::Duration;
+
+use super::usage::{AT_ONCE, send_in_order};
+use crate::app::App;
+use crate::domain::period::FLUSH_BEFORE_END;
+use crate::gate::windows;
+use crate::store::StoreError;
+
+/// A replica's clock may be behind and the renewal not be known yet: until this long after the end
+/// what is left of the period is sent at once too.
+const FLUSH_AFTER_END: Duration = Duration::from_secs(60);
+
+/// Closes and sends what there is of periods of Stripe's that are about to end, without waiting for
+/// windows and ticks; answers of how many customers. Done every second, this leaves the runs of the
+/// last second, and a send that is under way, to arrive after the end.
+pub async fn flush(app: &App) -> Result<usize, StoreError> {
+    if app.stripe.is_none() {
+        return Ok(0);
+    }
+    let now = app.clock.now();
+    let (after, until) = (now.minus(FLUSH_AFTER_END), now.plus(FLUSH_BEFORE_END));
+    let due = app.store.customers_to_flush(after, until, AT_ONCE).await?;
+    for id in &due {
+        windows::flush(app, id).await?;
+        send_in_order(app, app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
+    }
+    Ok(due.len())
+}
+
+/// Tells, once for each customer and period, of usage that may miss the invoice of its period.
+pub async fn watch(app: &App) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    let overdue = tx.tell_overdue().await?;
+    tx.commit().await?;
+    for late in overdue {
+        tracing::error!(
+            customer_id = %late.counter.customer_id,
+            feature_id = %late.counter.feature_id,
+            period_start = %late.counter.period_start,
+            units = late.units,
+            billable_until = %late.billable_until,
+            "usage of a period that is over has not reached Stripe: after this time it is not billed"
+        );
+    }
+    metrics::gauge!("tollgate_meter_units_overdue").set(app.store.overdue_units().await? as f64);
+    Ok(())
+}
