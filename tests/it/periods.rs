@@ -232,6 +232,7 @@ both_databases! {
         world.advance_to("2026-11-15T12:02:00Z").await;
         world.change_price(&acme.subscription, "pro_monthly").await;
         world.runs("acme", 100).await;
+        world.advance(HOUR).await;
         world.advance_to("2026-12-01T10:01:00Z").await;
         assert_eq!(acme.billed(&world).await, ["300 from 2026-11-01T09:00:00Z to 2026-12-01T09:00:00Z"]);
         assert_eq!(counted(&world, "acme", "2026-11-01T09:00:00Z").await, 300);
@@ -285,6 +286,7 @@ both_databases! {
         assert_eq!(world.commit(&hold, &Value::Null).await.ok()["balance"]["usage"], 10);
         assert_eq!(keyed_run(&world, "k").await, told, "what was answered stays its answer");
         assert_adds_up(&world, "acme").await;
+        world.advance(HOUR).await;
         world.advance_to("2026-12-10T13:10:00Z").await;
         assert_eq!(at_stripe(&world, &acme), ["100 at 2026-11-01T09:00:00Z", "11 at 2026-11-10T12:00:00Z",
             "10 at 2026-11-12T12:00:00Z"]);
@@ -349,6 +351,7 @@ both_databases! {
         learn(&world, "acme").await;
         assert_eq!(stand(&world, "acme").await, "7 from 2026-11-05T10:00:00Z to 2026-12-05T10:00:00Z");
         assert_eq!(counted(&world, "acme", "2026-11-01T09:00:00Z").await, 50);
+        world.advance(HOUR).await;
         world.advance_to("2026-12-05T11:01:00Z").await;
         assert_eq!(acme.billed(&world).await.last().unwrap(),
             "7 from 2026-11-05T10:00:00Z to 2026-12-05T10:00:00Z");
@@ -390,6 +393,7 @@ both_databases! {
         assert_eq!(counted(&world, "acme", "2026-11-01T09:00:00Z").await, 100);
         learn(&world, "acme").await;
         assert_eq!(stand(&world, "acme").await, "50 from 2026-11-20T09:00:00Z to 2026-12-20T09:00:00Z");
+        world.advance(HOUR).await;
         world.advance_to("2026-12-20T10:01:00Z").await;
         assert_eq!(acme.billed(&world).await.last().unwrap(),
             "50 from 2026-11-20T09:00:00Z to 2026-12-20T09:00:00Z");
