@@ -6,6 +6,8 @@ ALTER TABLE usage_events ADD COLUMN counted_from_ms BIGINT;
 
 -- Until when Stripe takes a meter event into the invoice of its period; NULL where there is none.
 ALTER TABLE meter_events ADD COLUMN billable_until_ms BIGINT;
+CREATE INDEX meter_events_by_deadline ON meter_events (billable_until_ms)
+    WHERE state = 'pending' AND billable_until_ms IS NOT NULL;
 -- When it was told that the event may miss its invoice.
 ALTER TABLE meter_events ADD COLUMN alarmed_at_ms BIGINT;
 UPDATE meter_events SET billable_until_ms = (SELECT c.period_end_ms + 3600000 FROM usage_counters AS c

@@ -14,8 +14,11 @@
 //!   names later, and only its end may change.
 //! - Another subscription, the first or the end of the last begins a new series at zero. Runs
 //!   between that moment and the one at which it became known were answered on the old terms and
-//!   stay in the old series. They are reported with their true time; if the subscription had ended,
-//!   no invoice bills them, and the outbox says so.
+//!   stay in the old series. They are reported with their true time, except that a window which is
+//!   open when a first subscription becomes known is not split; if the subscription had ended, no
+//!   invoice bills them, and the outbox says so.
+//! - Units that are held when a period turns out to have ended before its time are held in the one
+//!   that began then.
 //! - No run is lost or counted twice by any of this, and what a run was answered stays its answer.
 //!   Where runs of two periods that were thought to be two turn out to be of one, its usage may be
 //!   above the cap: then the gate is shut until it ends.
@@ -204,6 +207,21 @@ mod tests {
         assert_eq!(cycle.period_at(at("2026-12-10T09:30:00Z")), provisional);
         let renewed = Cycle { stripe: Some(provisional), ..cycle };
         assert_eq!(renewed.period_at(at("2026-12-20T00:00:00Z")), provisional);
+    }
+
+    #[test]
+    fn a_turn_is_told_by_the_series_and_by_stripes_bounds() {
+        let local = Cycle::local(0, at("2026-11-01T00:00:00Z"));
+        let november = period("2026-11-10T09:30:00Z", "2026-12-10T09:30:00Z");
+        let first = Cycle { series: 1, stripe: Some(november), ..local };
+        assert_eq!(local.turn(&local), None);
+        assert_eq!(local.turn(&first), Some(Turn::Ended { at: november.start }));
+        assert_eq!(first.turn(&first), None);
+        let shorter = BillingPeriod { end: at("2026-11-20T00:00:00Z"), ..november };
+        let shortened = Cycle { stripe: Some(shorter), ..first };
+        assert_eq!(first.turn(&shortened), Some(Turn::Bounds(shorter)));
+        let over = Cycle::local(2, at("2026-11-15T12:00:00Z"));
+        assert_eq!(first.turn(&over), Some(Turn::Ended { at: over.anchor }));
     }
 
     proptest! {

@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn a_window_is_split_at_a_moment_within_it_and_keeps_every_unit() {
-        let [nine, five, two] = ["09:00:00Z", "09:05:00Z", "09:02:00Z"]
-            .map(|time| at(&format!("2026-11-05T{time}")));
+        let [nine, five, two] =
+            ["09:00:00Z", "09:05:00Z", "09:02:00Z"].map(|time| at(&format!("2026-11-05T{time}")));
         let meter = "ai_runs".to_owned();
         let whole = OpenWindow { start: nine, end: five, value: 7, meter };
         let part = |start, end, value| Some(OpenWindow { start, end, value, ..whole.clone() });

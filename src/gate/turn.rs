@@ -2,7 +2,7 @@
 //! thought. The rule is in `domain::period`; the caller holds the customer's lock and writes the
 //! customer itself.
 
-use super::windows::freeze;
+use super::windows::{close_now, freeze};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
@@ -26,7 +26,8 @@ pub async fn follow(
     }
 }
 
-/// Freezes what is open, in two where the series ended within a window.
+/// Freezes what is open, in two where a subscription ended within a window. What was answered on
+/// the terms of no subscription is not for the first one to bill: there, nothing is split.
 async fn end_series(
     app: &App,
     tx: &mut Tx,
@@ -39,7 +40,9 @@ async fn end_series(
         let later = tx.units_metered_since(key, at).await?;
         let Some(window) = counter.cut_window(tx.now) else { continue };
         tx.put_counters(&[(key.clone(), period_end, counter)]).await?;
-        let (before, after) = window.split(at, later);
+        let subscribed = customer.tier.subscription.is_some();
+        let (before, after) =
+            if subscribed { window.split(at, later) } else { (Some(window), None) };
         for window in before.into_iter().chain(after) {
             freeze(app, tx, customer, key, period_end, window).await?;
         }
@@ -48,7 +51,8 @@ async fn end_series(
     Ok(!open.is_empty())
 }
 
-/// Counts in `period` whatever was made since its start.
+/// Counts in `period` whatever was made since its start, and freezes what is open of periods that
+/// are over: their invoice is drafted already.
 async fn move_into(
     app: &App,
     tx: &mut Tx,
@@ -61,7 +65,15 @@ async fn move_into(
     for key in &others {
         move_counter(app, tx, customer, key, period).await?;
     }
-    Ok(!others.is_empty())
+    let mut frozen = !others.is_empty();
+    for key in tx.open_counters_of(&customer.id).await? {
+        let over = key.series == series && key.period_start < period.start;
+        if over {
+            close_now(app, tx, customer, &key).await?;
+            frozen = true;
+        }
+    }
+    Ok(frozen)
 }
 
 async fn move_counter(

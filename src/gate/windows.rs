@@ -60,6 +60,16 @@ pub async fn flush(app: &App, customer_id: &CustomerId) -> Result<(), StoreError
     tx.commit().await
 }
 
+/// Closes one counter's window at this instant. The caller holds the customer's lock.
+pub(super) async fn close_now(
+    app: &App,
+    tx: &mut Tx,
+    customer: &Customer,
+    key: &CounterKey,
+) -> Result<(), StoreError> {
+    close(app, tx, customer, key, When::Now).await
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     IfDue,

@@ -152,7 +152,6 @@ async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
     // Closing has the same times and may be another replica's: what closes now goes out now.
     windows::close_due(app).await?;
     let sent = usage::send_due(app).await?;
-    period_end::watch(app).await?;
     let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
     let note = match (sent.paused, sent.parked) {
         (true, _) => Some("paused: Stripe refuses our key or does not take usage now".to_owned()),

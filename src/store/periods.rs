@@ -79,16 +79,34 @@ impl Store {
         rows.iter().map(outbox::read).collect()
     }
 
-    /// Units that have waited for longer than they should and may miss the invoice of their period.
-    pub async fn overdue_units(&self) -> Result<i64> {
+    /// Meter events of periods that are over and that are to be sent now, those first that Stripe
+    /// bills for the shortest time still, at most `limit`.
+    pub async fn due_meter_events_of_closed_periods(&self, limit: i64) -> Result<Vec<MeterEvent>> {
+        let now = self.clock.now();
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND billable_until_ms <= $1 \
+             AND next_attempt_at_ms <= $2 ORDER BY billable_until_ms, timestamp_ms, identifier LIMIT $3",
+        )
+        .bind(now.plus(DRAFT_FOR).ms())
+        .bind(now.ms())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(outbox::read).collect()
+    }
+
+    /// Units that have waited for longer than they should and may miss the invoice of their period,
+    /// and of how many meter events that was not told yet.
+    pub async fn overdue_units(&self) -> Result<(i64, i64)> {
         let row = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM meter_events \
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS units, \
+             COUNT(*) - COUNT(alarmed_at_ms) AS untold FROM meter_events \
              WHERE state = 'pending' AND billable_until_ms <= $1",
         )
         .bind(overdue_before(self.clock.now()).ms())
         .fetch_one(&self.readers)
         .await?;
-        Ok(row.try_get("v")?)
+        Ok((row.try_get("units")?, row.try_get("untold")?))
     }
 }
 
@@ -222,8 +240,9 @@ impl Tx {
     }
 
     /// Makes a counter's rows since `since` those of the counter of `period`: runs, with what grants
-    /// paid of them, pending holds, and meter events. Answers what that is for the two counters,
-    /// which the caller writes. What stays behind is billed until `period` begins.
+    /// paid of them, and meter events; and all pending holds, whose runs can be reported only there.
+    /// Answers what that is for the two counters, which the caller writes. What stays behind is
+    /// billed until `period` begins.
     pub async fn move_rows(
         &mut self,
         key: &CounterKey,
@@ -233,43 +252,56 @@ impl Tx {
         let runs = format!("{EVENTS_OF_COUNTER} AND recorded_at_ms >= $5");
         let keys = format!("SELECT request_key FROM usage_events WHERE {runs}");
         let draws = format!("{OF_COUNTER} AND request_key IN ({keys})");
-        let holds = format!("{OF_COUNTER} AND state = 'pending' AND created_at_ms >= $5");
         let sum = |column: &str, table: &str, rows: &str| {
-            format!("SELECT CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS v FROM {table} WHERE {rows}")
+            format!(
+                "SELECT CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS v FROM {table} WHERE {rows}"
+            )
         };
         let moved = Moved {
             usage: self.number_of(key, sum("counted_units", "usage_events", &runs), since).await?,
-            reserved: self.number_of(key, sum("units", "reservations", &holds), since).await?,
             from_grants: self.number_of(key, sum("units", "grant_draws", &draws), since).await?,
+            reserved: self.move_holds(key, period).await?,
         };
-        let (start, until) = (period.start, period.billable_until());
-        for (table, set, rows, end) in [
-            ("grant_draws", "period_start_ms = $6", draws, None),
-            ("usage_events", "counted_from_ms = $6", runs, None),
-            ("reservations", "period_start_ms = $6, period_end_ms = $7", holds, Some(period.end)),
-            (
-                "meter_events",
-                "period_start_ms = $6, billable_until_ms = $7",
-                format!("{OF_COUNTER} AND timestamp_ms >= $5"),
-                Some(until),
-            ),
-            (
-                "meter_events",
-                "billable_until_ms = $6",
-                format!("{OF_COUNTER} AND timestamp_ms < $5 AND state <> 'delivered' \
-                    AND billable_until_ms > $6"),
-                None,
-            ),
+        let stay = format!(
+            "{OF_COUNTER} AND timestamp_ms < $5 AND state <> 'delivered' AND billable_until_ms > $6"
+        );
+        for sql in [
+            format!("UPDATE grant_draws SET period_start_ms = $6 WHERE {draws}"),
+            format!("UPDATE usage_events SET counted_from_ms = $6 WHERE {runs}"),
+            format!("UPDATE meter_events SET billable_until_ms = $6 WHERE {stay}"),
         ] {
-            let sql = format!("UPDATE {table} SET {set} WHERE {rows}");
-            let query = of(key, sql).bind(since.ms()).bind(start.ms());
-            let query = match end {
-                Some(end) => query.bind(end.ms()),
-                None => query,
-            };
+            let query = of(key, sql).bind(since.ms()).bind(period.start.ms());
             query.execute(self.connection()).await?;
         }
+        let sql = format!(
+            "UPDATE meter_events SET period_start_ms = $6, billable_until_ms = $7 \
+             WHERE {OF_COUNTER} AND timestamp_ms >= $5"
+        );
+        of(key, sql)
+            .bind(since.ms())
+            .bind(period.start.ms())
+            .bind(period.billable_until().ms())
+            .execute(self.connection())
+            .await?;
         Ok(moved)
+    }
+
+    /// Answers the units they hold.
+    async fn move_holds(&mut self, key: &CounterKey, period: BillingPeriod) -> Result<i64> {
+        let pending = format!("{OF_COUNTER} AND state = 'pending'");
+        let sql = format!(
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM reservations WHERE {pending}"
+        );
+        let units = of(key, sql).fetch_one(self.connection()).await?.try_get("v")?;
+        let sql = format!(
+            "UPDATE reservations SET period_start_ms = $5, period_end_ms = $6 WHERE {pending}"
+        );
+        of(key, sql)
+            .bind(period.start.ms())
+            .bind(period.end.ms())
+            .execute(self.connection())
+            .await?;
+        Ok(units)
     }
 
     async fn number_of(&mut self, key: &CounterKey, sql: String, moment: Timestamp) -> Result<i64> {

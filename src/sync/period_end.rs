@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::usage::{AT_ONCE, send_in_order};
+use super::usage::{AT_ONCE, send_round};
 use crate::app::App;
 use crate::domain::period::FLUSH_BEFORE_END;
 use crate::gate::windows;
@@ -13,25 +13,34 @@ use crate::store::StoreError;
 /// what is left of the period is sent at once too.
 const FLUSH_AFTER_END: Duration = Duration::from_secs(60);
 
-/// Closes and sends what there is of periods of Stripe's that are about to end, without waiting for
-/// windows and ticks; answers of how many customers. Done every second, this leaves the runs of the
-/// last second, and a send that is under way, to arrive after the end.
+/// Sends, without waiting for windows and ticks, what there is of periods that are about to end and
+/// what is left of those that are over; answers how many customers and events that were. Done every
+/// second, this leaves the runs of the last second, and a send that is under way, to arrive after
+/// the end.
 pub async fn flush(app: &App) -> Result<usize, StoreError> {
     if app.stripe.is_none() {
         return Ok(0);
     }
     let now = app.clock.now();
     let (after, until) = (now.minus(FLUSH_AFTER_END), now.plus(FLUSH_BEFORE_END));
-    let due = app.store.customers_to_flush(after, until, AT_ONCE).await?;
-    for id in &due {
+    let ending = app.store.customers_to_flush(after, until, AT_ONCE).await?;
+    for id in &ending {
         windows::flush(app, id).await?;
-        send_in_order(app, app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
+        send_round(app, app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
     }
-    Ok(due.len())
+    let left = app.store.due_meter_events_of_closed_periods(AT_ONCE).await?;
+    let sent = send_round(app, left).await?;
+    watch(app).await?;
+    Ok(ending.len() + sent.tried)
 }
 
 /// Tells, once for each customer and period, of usage that may miss the invoice of its period.
-pub async fn watch(app: &App) -> Result<(), StoreError> {
+async fn watch(app: &App) -> Result<(), StoreError> {
+    let (units, untold) = app.store.overdue_units().await?;
+    metrics::gauge!("tollgate_meter_units_overdue").set(units as f64);
+    if untold == 0 {
+        return Ok(());
+    }
     let mut tx = app.store.begin().await?;
     let overdue = tx.tell_overdue().await?;
     tx.commit().await?;
@@ -45,6 +54,5 @@ pub async fn watch(app: &App) -> Result<(), StoreError> {
             "usage of a period that is over has not reached Stripe: after this time it is not billed"
         );
     }
-    metrics::gauge!("tollgate_meter_units_overdue").set(app.store.overdue_units().await? as f64);
     Ok(())
 }

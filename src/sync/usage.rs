@@ -57,14 +57,9 @@ pub(super) async fn sync_usage(
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
 /// units that arrived.
 pub(super) async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
-    send_in_order(app, app.store.oldest_pending_of(id, AT_ONCE).await?).await
-}
-
-/// Sends one customer's meter events until Stripe wants no more; answers the units that arrived.
-pub(super) async fn send_in_order(app: &App, rows: Vec<Row>) -> Result<i64, StoreError> {
     let Some(stripe) = &app.stripe else { return Ok(0) };
     let mut delivered = 0;
-    for row in rows {
+    for row in app.store.oldest_pending_of(id, AT_ONCE).await? {
         match send(app, stripe, &row).await? {
             Step::Settled(SendOutcome::Delivered { .. }) => delivered += row.units,
             Step::Settled(SendOutcome::Parked { .. }) | Step::Gone => {}
@@ -89,9 +84,13 @@ pub struct Sent {
 
 /// Sends meter events whose time has come. A customer's refusal parks its own event only.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
+    send_round(app, app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
+}
+
+pub(super) async fn send_round(app: &App, rows: Vec<Row>) -> Result<Sent, StoreError> {
     let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let Some(stripe) = &app.stripe else { return Ok(sent) };
-    for row in app.store.pending_meter_events(app.clock.now(), AT_ONCE).await? {
+    for row in rows {
         match send(app, stripe, &row).await? {
             Step::Settled(SendOutcome::Delivered { .. }) => {
                 (sent.delivered, failed_in_a_row) = (sent.delivered + 1, 0);
@@ -149,7 +148,7 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
             timestamp: row.timestamp,
         })
         .await;
-    let wait = app.entropy.jitter(backoff(row.attempts));
+    let wait = app.entropy.jitter(backoff(row.attempts).min(patience(row.billable_until, now)));
     conclude(app, row, judge(answer, now, wait)).await
 }
 
@@ -206,6 +205,14 @@ fn in_doubt(row: &Row, now: Timestamp) -> bool {
 fn backoff(attempts: i64) -> Duration {
     let doublings = u32::try_from(attempts.clamp(0, 12)).unwrap_or(12);
     Duration::from_secs(2_u64.pow(doublings)).min(LONGEST_WAIT)
+}
+
+/// The longest wait that leaves several tries until the moment after which an event is not billed.
+fn patience(billable_until: Option<Timestamp>, now: Timestamp) -> Duration {
+    match billable_until {
+        Some(until) if until > now => (until.since(now) / 8).max(Duration::from_secs(1)),
+        _ => LONGEST_WAIT,
+    }
 }
 
 /// What Stripe's answer means for the row.
@@ -272,5 +279,14 @@ mod tests {
         assert_eq!(backoff(0), Duration::from_secs(1));
         assert_eq!(backoff(3), Duration::from_secs(8));
         assert_eq!(backoff(40), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn who_has_little_time_left_waits_for_a_part_of_it() {
+        let now = Timestamp::from_seconds(0);
+        let until = |minutes| patience(Some(Timestamp::from_seconds(60 * minutes)), now);
+        assert_eq!(until(40), Duration::from_secs(300));
+        assert_eq!(until(0), LONGEST_WAIT, "nothing is to be lost any more");
+        assert_eq!(patience(None, now), LONGEST_WAIT);
     }
 }

@@ -9,12 +9,13 @@ use tollgate::clock::{Clock, Timestamp};
 use tollgate::domain::period::{BillingPeriod, Cycle};
 use tollgate::domain::plan::Interval;
 use tollgate::domain::recount;
+use tollgate::entropy::Entropy;
 use tollgate::jobs::Job;
 use tollgate::sim::{self, FaultKind};
 use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
-use crate::harness::sql::assert_books_balance;
+use crate::harness::sql::{assert_books_balance, rows};
 use crate::harness::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,7 +40,9 @@ fn the_periods_of_thirty_years_are_stripes_for_every_anchor() {
         let times: &[u64] = if day % 28 < 3 { &[0, 34_215, 86_399] } else { &[34_215] };
         for time in times {
             let anchor = new_year.plus(day * DAY + Duration::from_secs(*time));
-            for (interval, unit, count) in [(Interval::Month, "month", 360), (Interval::Year, "year", 30)] {
+            for (interval, unit, count) in
+                [(Interval::Month, "month", 360), (Interval::Year, "year", 30)]
+            {
                 let cycle = Cycle { interval, ..Cycle::local(0, anchor) };
                 let stripes = sim::Interval::new(unit, 1);
                 let mut start = anchor;
@@ -49,7 +52,11 @@ fn the_periods_of_thirty_years_are_stripes_for_every_anchor() {
                     assert_eq!(cycle.period_at(start), period, "{anchor} {unit}");
                     let late = Cycle { stripe: Some(period), ..cycle };
                     assert_eq!(late.period_at(Timestamp::from_ms(period.end.ms() - 1)), period);
-                    assert_eq!(late.period_at(period.end), cycle.period_at(period.end), "{anchor} {unit}");
+                    assert_eq!(
+                        late.period_at(period.end),
+                        cycle.period_at(period.end),
+                        "{anchor} {unit}"
+                    );
                     start = period.end;
                 }
             }
@@ -417,6 +424,71 @@ both_databases! {
     }
 }
 
+/// Units at Stripe with a time in each period, beside what the gate has counted in it.
+async fn periods_and_stripe(world: &World, subscriber: &Subscriber) -> Vec<(String, i64, i64)> {
+    let url = world.config.database_url.expose_secret();
+    let query = "SELECT period_start_ms, period_end_ms, usage_units FROM usage_counters \
+        WHERE series > 0 ORDER BY period_start_ms";
+    let mut found = Vec::new();
+    for row in rows(url, query).await {
+        let [start, end, usage] =
+            <[i64; 3]>::try_from(row.split('|').map(|v| v.parse().unwrap()).collect::<Vec<i64>>())
+                .unwrap();
+        let events = world.sim.meter_events().into_iter().filter(|event| {
+            event.customer == subscriber.stripe_id
+                && (start..end).contains(&(event.timestamp_s * 1000))
+        });
+        let units = events.map(|event| event.value.to_string().parse::<i64>().unwrap()).sum();
+        found.push((
+            format!("{} to {}", Timestamp::from_ms(start), Timestamp::from_ms(end)),
+            usage,
+            units,
+        ));
+    }
+    found
+}
+
+both_databases! {
+    async fn whatever_stripe_does_and_however_late_it_is_told_each_period_has_its_own_runs(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = subscriber(&world, "acme", &[]).await;
+        let dice = Entropy::seeded(41);
+        let throw = |sides: u64| {
+            u64::from_le_bytes(dice.secret()[..8].try_into().unwrap()) % sides
+        };
+        let mut total = 0;
+        for _ in 0..120 {
+            match throw(8) {
+                0 => acme.change(&world, &[("billing_cycle_anchor[type]", "now")]).await,
+                1 => {
+                    let end = world.now().plus(Duration::from_secs(3600 + throw(20 * 86_400)));
+                    acme.change(&world, &[("trial_end", &end.seconds().to_string())]).await;
+                }
+                2 => learn(&world, "acme").await,
+                3 => world.settle().await,
+                4 => world.sim.change_faults(|faults| faults.drop_webhooks = !faults.drop_webhooks),
+                _ => {}
+            }
+            let units = 1 + i64::try_from(throw(9)).unwrap();
+            let body = json!({"customer_id": "acme", "feature_id": "ai_runs", "value": units});
+            world.call("POST", "/v1/track", &body).await.ok();
+            total += units;
+            let steps = [throw(300), throw(7_200), throw(3 * 86_400)];
+            world.clock.advance(Duration::from_secs(steps[usize::try_from(throw(3)).unwrap()])).unwrap();
+        }
+        learn(&world, "acme").await;
+        world.advance(HOUR).await;
+        world.advance(HOUR).await;
+        let periods = periods_and_stripe(&world, &acme).await;
+        for (period, counted, at_stripe) in &periods {
+            assert_eq!(counted, at_stripe, "{period} of {periods:#?}");
+        }
+        assert_eq!(periods.iter().map(|(_, counted, _)| counted).sum::<i64>(), total);
+        assert!(periods.len() > 10, "{}", periods.len());
+        assert_adds_up(&world, "acme").await;
+    }
+}
+
 // --- The end of a subscription, and of a period -------------------------------------------------
 
 both_databases! {
@@ -447,11 +519,11 @@ both_databases! {
         world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropBeforeEffect);
         world.runs("acme", 5).await;
         world.advance_to("2026-12-01T09:29:59Z").await;
-        assert_eq!(world.app().store.overdue_units().await.unwrap(), 0);
+        assert_eq!(world.app().store.overdue_units().await.unwrap(), (0, 0));
         world.advance(SECOND).await;
-        assert_eq!(world.app().store.overdue_units().await.unwrap(), 5);
+        assert_eq!(world.app().store.overdue_units().await.unwrap(), (5, 0), "the job has told it");
         let mut tx = world.app().store.begin().await.unwrap();
-        assert_eq!(tx.tell_overdue().await.unwrap(), [], "the job has told it");
+        assert_eq!(tx.tell_overdue().await.unwrap(), [], "and does so once");
         tx.commit().await.unwrap();
         world.sim.change_faults(|faults| faults.api.clear());
         world.advance_to("2026-12-01T10:05:00Z").await;
@@ -461,7 +533,7 @@ both_databases! {
         assert_eq!(acme.billed(&world).await, ["0 from 2026-11-01T09:00:00Z to 2026-12-01T09:00:00Z"]);
         let row = &world.list("/outbox?customer_id=acme").await[0];
         assert_eq!((&row["billable_until"], &row["late"]), (&json!("2026-12-01T10:00:00Z"), &json!(true)));
-        assert_eq!(world.app().store.overdue_units().await.unwrap(), 0);
+        assert_eq!(world.app().store.overdue_units().await.unwrap(), (0, 0));
     }
 
     async fn the_period_that_is_billed_first_is_sent_first(db: TestDb) {

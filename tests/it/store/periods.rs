@@ -52,17 +52,20 @@ both_databases! {
         assert_eq!(store.customers_to_flush(now(), end, 9).await.unwrap(), [acme()]);
         assert_eq!(store.customers_to_flush(end, end, 9).await.unwrap(), []);
         assert_eq!(store.due_meter_events_of(&acme(), 9).await.unwrap().len(), 2);
-        assert_eq!(store.overdue_units().await.unwrap(), 0);
+        assert_eq!(store.overdue_units().await.unwrap(), (0, 0));
+        assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap(), []);
         let mut tx = store.begin().await.unwrap();
         assert_eq!(tx.tell_overdue().await.unwrap(), []);
         tx.end_series(&acme(), 0, now()).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(store.overdue_units().await.unwrap(), 6);
+        assert_eq!(store.overdue_units().await.unwrap(), (6, 2));
+        assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap().len(), 2);
         let mut tx = store.begin().await.unwrap();
         let told = tx.tell_overdue().await.unwrap();
         assert_eq!((&told[0].counter, told[0].units, told[0].billable_until), (&counter_key(), 6, now()));
         assert_eq!(tx.tell_overdue().await.unwrap(), [], "once");
         tx.commit().await.unwrap();
+        assert_eq!(store.overdue_units().await.unwrap(), (6, 0));
         assert_eq!(rows(&db.url, "SELECT period_end_ms FROM usage_counters").await, [now().ms().to_string()]);
     }
 
