@@ -32,6 +32,7 @@ pub enum Job {
     CountJournal,
     Prune,
     FlushPeriods,
+    DrainPeriods,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -50,7 +51,7 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ReloadPlans,
         Self::CountJournal,
         Self::ProcessInbox,
@@ -58,6 +59,7 @@ impl Job {
         Self::FlushPeriods,
         Self::CloseWindows,
         Self::PushMeterEvents,
+        Self::DrainPeriods,
         Self::DeliverNotices,
         Self::Reconcile,
         Self::Prune,
@@ -75,6 +77,7 @@ impl Job {
             Self::CountJournal => "count_journal",
             Self::Prune => "prune",
             Self::FlushPeriods => "flush_periods",
+            Self::DrainPeriods => "drain_periods",
         }
     }
 
@@ -91,6 +94,7 @@ impl Job {
             Self::CountJournal => count_journal(app).await,
             Self::Prune => prune::step(app).await,
             Self::FlushPeriods => flush_periods(app).await,
+            Self::DrainPeriods => drain_periods(app).await,
         }
     }
 
@@ -109,6 +113,7 @@ impl Job {
             Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
             Self::Prune => Schedule::Every(Duration::from_secs(3600)),
             Self::FlushPeriods => Schedule::Every(Duration::from_secs(1)),
+            Self::DrainPeriods => Schedule::Every(Duration::from_secs(60)),
         }
     }
 
@@ -140,6 +145,12 @@ async fn close_windows(app: &App) -> anyhow::Result<Progress> {
 
 async fn flush_periods(app: &App) -> anyhow::Result<Progress> {
     Ok(Progress { done: period_end::flush(app).await?, more: false, note: None })
+}
+
+async fn drain_periods(app: &App) -> anyhow::Result<Progress> {
+    let sent = period_end::drain(app).await?;
+    let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
+    Ok(Progress { done: sent.delivered, more, note: None })
 }
 
 async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {

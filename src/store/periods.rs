@@ -1,6 +1,8 @@
 //! Periods that end or turn out to be others: which counters that touches, and moving runs from one
 //! counter to another. The rule is in `domain::period`.
 
+use std::time::Duration;
+
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, Row};
@@ -35,6 +37,15 @@ const OF_COUNTER: &str =
 /// Its usage events, which name the period that they were answered in.
 const EVENTS_OF_COUNTER: &str = "customer_id = $1 AND feature_id = $2 AND series = $3 \
     AND COALESCE(counted_from_ms, period_start_ms) = $4";
+/// A meter event `m` that could be sent at `$3`. One that was sent and then given no time for its next
+/// try waits for the schedule's tick: Stripe refuses our key.
+const DUE: &str = "m.state = 'pending' AND m.next_attempt_at_ms <= $3 \
+    AND (m.attempts = 0 OR m.next_attempt_at_ms > m.created_at_ms)";
+/// Usage that waits for longer than it should: it is billed only until `$1`, and was not closed a
+/// moment ago, which is `$2`.
+const OVERDUE: &str = "state = 'pending' AND billable_until_ms <= $1 AND created_at_ms <= $2";
+const A_MOMENT: Duration = Duration::from_secs(60);
+
 impl Store {
     /// Customers whose Stripe period ends in (`after`, `until`] and who have usage of it that
     /// could be sent now, at most `limit`.
@@ -44,14 +55,14 @@ impl Store {
         until: Timestamp,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(assembled(format!(
             "SELECT u.customer_id FROM customers AS u WHERE u.stripe_end_ms > $1 \
              AND u.stripe_end_ms <= $2 AND (EXISTS (SELECT 1 FROM usage_counters AS c \
              WHERE c.customer_id = u.customer_id AND c.series = u.series \
              AND c.period_start_ms = u.stripe_start_ms AND c.open_end_ms IS NOT NULL) \
              OR EXISTS (SELECT 1 FROM meter_events AS m WHERE m.customer_id = u.customer_id \
-             AND m.state = 'pending' AND m.next_attempt_at_ms <= $3)) LIMIT $4",
-        )
+             AND {DUE})) LIMIT $4"
+        )))
         .bind(after.ms())
         .bind(until.ms())
         .bind(self.clock.now().ms())
@@ -61,19 +72,19 @@ impl Store {
         rows.iter().map(|row| customers::parse_id(row.try_get("customer_id")?)).collect()
     }
 
-    /// A customer's meter events whose time has come, the oldest usage first, at most `limit`.
+    /// A customer's meter events that could be sent now, the oldest usage first, at most `limit`.
     pub async fn due_meter_events_of(
         &self,
         customer_id: &CustomerId,
         limit: i64,
     ) -> Result<Vec<MeterEvent>> {
-        let rows = sqlx::query(
-            "SELECT * FROM meter_events WHERE customer_id = $1 AND state = 'pending' \
-             AND next_attempt_at_ms <= $2 ORDER BY timestamp_ms, identifier LIMIT $3",
-        )
+        let rows = sqlx::query(assembled(format!(
+            "SELECT m.* FROM meter_events AS m WHERE m.customer_id = $1 AND {DUE} \
+             ORDER BY m.timestamp_ms, m.identifier LIMIT $2"
+        )))
         .bind(customer_id.as_str())
-        .bind(self.clock.now().ms())
         .bind(limit)
+        .bind(self.clock.now().ms())
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(outbox::read).collect()
@@ -98,12 +109,13 @@ impl Store {
     /// Units that have waited for longer than they should and may miss the invoice of their period,
     /// and of how many meter events that was not told yet.
     pub async fn overdue_units(&self) -> Result<(i64, i64)> {
-        let row = sqlx::query(
+        let now = self.clock.now();
+        let row = sqlx::query(assembled(format!(
             "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS units, \
-             COUNT(*) - COUNT(alarmed_at_ms) AS untold FROM meter_events \
-             WHERE state = 'pending' AND billable_until_ms <= $1",
-        )
-        .bind(overdue_before(self.clock.now()).ms())
+             COUNT(*) - COUNT(alarmed_at_ms) AS untold FROM meter_events WHERE {OVERDUE}"
+        )))
+        .bind(overdue_before(now).ms())
+        .bind(now.minus(A_MOMENT).ms())
         .fetch_one(&self.readers)
         .await?;
         Ok((row.try_get("units")?, row.try_get("untold")?))
@@ -114,20 +126,25 @@ impl Tx {
     /// Notes of all usage that is overdue and was not told of yet that now it is; answers it by
     /// counter.
     pub async fn tell_overdue(&mut self) -> Result<Vec<Overdue>> {
-        const UNTOLD: &str =
-            "state = 'pending' AND billable_until_ms <= $1 AND alarmed_at_ms IS NULL";
-        let sql = format!(
+        let now = self.now;
+        sqlx::query(assembled(format!(
+            "UPDATE meter_events SET alarmed_at_ms = $3 WHERE {OVERDUE} AND alarmed_at_ms IS NULL"
+        )))
+        .bind(overdue_before(now).ms())
+        .bind(now.minus(A_MOMENT).ms())
+        .bind(now.ms())
+        .execute(self.connection())
+        .await?;
+        let rows = sqlx::query(
             "SELECT customer_id, feature_id, series, period_start_ms, \
              CAST(SUM(units) AS BIGINT) AS units, MIN(billable_until_ms) AS until_ms \
-             FROM meter_events WHERE {UNTOLD} \
+             FROM meter_events WHERE state = 'pending' AND alarmed_at_ms = $1 \
              GROUP BY customer_id, feature_id, series, period_start_ms \
-             ORDER BY until_ms, customer_id, feature_id"
-        );
-        let before = overdue_before(self.now).ms();
-        let rows = sqlx::query(assembled(sql)).bind(before).fetch_all(self.connection()).await?;
-        let now = self.now.ms();
-        let sql = format!("UPDATE meter_events SET alarmed_at_ms = $2 WHERE {UNTOLD}");
-        sqlx::query(assembled(sql)).bind(before).bind(now).execute(self.connection()).await?;
+             ORDER BY until_ms, customer_id, feature_id",
+        )
+        .bind(now.ms())
+        .fetch_all(self.connection())
+        .await?;
         rows.iter().map(read_overdue).collect()
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::usage::{AT_ONCE, send_round};
+use super::usage::{AT_ONCE, Sent, send_round};
 use crate::app::App;
 use crate::domain::period::FLUSH_BEFORE_END;
 use crate::gate::windows;
@@ -13,10 +13,9 @@ use crate::store::StoreError;
 /// what is left of the period is sent at once too.
 const FLUSH_AFTER_END: Duration = Duration::from_secs(60);
 
-/// Sends, without waiting for windows and ticks, what there is of periods that are about to end and
-/// what is left of those that are over; answers how many customers and events that were. Done every
-/// second, this leaves the runs of the last second, and a send that is under way, to arrive after
-/// the end.
+/// Closes and sends what there is of periods that are about to end, without waiting for windows and
+/// ticks; answers of how many customers. Done every second, this leaves the runs of the last second,
+/// and a send that is under way, to arrive after the end.
 pub async fn flush(app: &App) -> Result<usize, StoreError> {
     if app.stripe.is_none() {
         return Ok(0);
@@ -28,10 +27,16 @@ pub async fn flush(app: &App) -> Result<usize, StoreError> {
         windows::flush(app, id).await?;
         send_round(app, app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
     }
-    let left = app.store.due_meter_events_of_closed_periods(AT_ONCE).await?;
-    let sent = send_round(app, left).await?;
+    Ok(ending.len())
+}
+
+/// Sends what is left of periods that are over, those first whose invoice is final first, however
+/// rarely the schedule would.
+pub async fn drain(app: &App) -> Result<Sent, StoreError> {
+    let sent =
+        send_round(app, app.store.due_meter_events_of_closed_periods(AT_ONCE).await?).await?;
     watch(app).await?;
-    Ok(ending.len() + sent.tried)
+    Ok(sent)
 }
 
 /// Tells, once for each customer and period, of usage that may miss the invoice of its period.

@@ -87,6 +87,7 @@ pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
     send_round(app, app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
 }
 
+/// Sends these in order; stops when Stripe is at fault.
 pub(super) async fn send_round(app: &App, rows: Vec<Row>) -> Result<Sent, StoreError> {
     let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let Some(stripe) = &app.stripe else { return Ok(sent) };
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn who_has_little_time_left_waits_for_a_part_of_it() {
         let now = Timestamp::from_seconds(0);
-        let until = |minutes| patience(Some(Timestamp::from_seconds(60 * minutes)), now);
+        let until = |minutes: i64| patience(Some(Timestamp::from_seconds(60 * minutes)), now);
         assert_eq!(until(40), Duration::from_secs(300));
         assert_eq!(until(0), LONGEST_WAIT, "nothing is to be lost any more");
         assert_eq!(patience(None, now), LONGEST_WAIT);

@@ -16,7 +16,7 @@ use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::{assert_books_balance, rows};
-use crate::harness::world::World;
+use crate::harness::world::{World, reserve};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -456,9 +456,9 @@ both_databases! {
         let throw = |sides: u64| {
             u64::from_le_bytes(dice.secret()[..8].try_into().unwrap()) % sides
         };
-        let mut total = 0;
+        let (mut total, mut holds) = (0, Vec::new());
         for _ in 0..120 {
-            match throw(8) {
+            match throw(10) {
                 0 => acme.change(&world, &[("billing_cycle_anchor[type]", "now")]).await,
                 1 => {
                     let end = world.now().plus(Duration::from_secs(3600 + throw(20 * 86_400)));
@@ -467,6 +467,16 @@ both_databases! {
                 2 => learn(&world, "acme").await,
                 3 => world.settle().await,
                 4 => world.sim.change_faults(|faults| faults.drop_webhooks = !faults.drop_webhooks),
+                5 => {
+                    let hold = world.call("POST", "/v1/check", &reserve("acme", 3, 7_200)).await.ok();
+                    holds.extend(hold["reservation"]["id"].as_str().map(str::to_owned));
+                }
+                6 => {
+                    if let Some(hold) = holds.pop() {
+                        world.commit(&hold, &json!({"value": 5})).await.ok();
+                        total += 5;
+                    }
+                }
                 _ => {}
             }
             let units = 1 + i64::try_from(throw(9)).unwrap();
@@ -534,6 +544,18 @@ both_databases! {
         let row = &world.list("/outbox?customer_id=acme").await[0];
         assert_eq!((&row["billable_until"], &row["late"]), (&json!("2026-12-01T10:00:00Z"), &json!(true)));
         assert_eq!(world.app().store.overdue_units().await.unwrap(), (0, 0));
+    }
+
+    async fn a_renewal_sends_what_is_open_of_the_period_before_without_a_tick(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = subscriber(&world, "acme", &[]).await;
+        world.advance_to("2026-12-01T08:58:00Z").await;
+        world.runs("acme", 6).await;
+        jump(&world, "2026-12-01T09:00:01Z");
+        world.runs("acme", 1).await;
+        world.sim.deliver_pending().await;
+        world.run_job(Job::ProcessInbox).await;
+        assert_eq!(at_stripe(&world, &acme), ["6 at 2026-12-01T08:55:00Z"]);
     }
 
     async fn the_period_that_is_billed_first_is_sent_first(db: TestDb) {

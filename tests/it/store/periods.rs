@@ -21,7 +21,10 @@ fn event(identifier: &str, minutes: u64) -> NewMeterEvent {
 
 /// A customer with a counter of seven units, three of them since ten minutes after [`now`], and two
 /// meter events of three.
-async fn used(store: &Store) {
+async fn used(db: &TestDb) -> (Store, Clock) {
+    let clock = Clock::manual(now());
+    let store = Store::open(&db.url.clone().into(), clock.clone()).await.unwrap();
+    store.migrate().await.unwrap();
     let mut tx = store.begin().await.unwrap();
     tx.insert_customer(&customer()).await.unwrap();
     tx.update_customer(&customer()).await.unwrap();
@@ -38,6 +41,7 @@ async fn used(store: &Store) {
         tx.insert_meter_event(&event).await.unwrap();
     }
     tx.commit().await.unwrap();
+    (store, clock)
 }
 
 fn in_minutes(minutes: u64) -> Timestamp {
@@ -46,8 +50,7 @@ fn in_minutes(minutes: u64) -> Timestamp {
 
 both_databases! {
     async fn usage_of_a_period_that_ends_is_found_and_told_of(db: TestDb) {
-        let store = open(&db).await;
-        used(&store).await;
+        let (store, clock) = used(&db).await;
         let end = november().end;
         assert_eq!(store.customers_to_flush(now(), end, 9).await.unwrap(), [acme()]);
         assert_eq!(store.customers_to_flush(end, end, 9).await.unwrap(), []);
@@ -58,6 +61,8 @@ both_databases! {
         assert_eq!(tx.tell_overdue().await.unwrap(), []);
         tx.end_series(&acme(), 0, now()).await.unwrap();
         tx.commit().await.unwrap();
+        assert_eq!(store.overdue_units().await.unwrap(), (0, 0), "just closed");
+        clock.advance(Duration::from_secs(60)).unwrap();
         assert_eq!(store.overdue_units().await.unwrap(), (6, 2));
         assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap().len(), 2);
         let mut tx = store.begin().await.unwrap();
@@ -70,8 +75,7 @@ both_databases! {
     }
 
     async fn rows_move_to_the_counter_of_the_period_that_they_are_of(db: TestDb) {
-        let store = open(&db).await;
-        used(&store).await;
+        let (store, _) = used(&db).await;
         let period = BillingPeriod { start: in_minutes(2), end: november().end };
         let mut tx = store.begin().await.unwrap();
         assert_eq!(tx.counters_across(&acme(), 0, period.start).await.unwrap(), [counter_key()]);
@@ -95,8 +99,7 @@ both_databases! {
     }
 
     async fn a_period_that_is_longer_is_longer_everywhere(db: TestDb) {
-        let store = open(&db).await;
-        used(&store).await;
+        let (store, _) = used(&db).await;
         let longer = BillingPeriod { end: november().end.plus(Duration::from_secs(60)), ..november() };
         let mut tx = store.begin().await.unwrap();
         tx.set_period_end(&acme(), 0, longer).await.unwrap();
