@@ -1,6 +1,7 @@
 //! Periods that end or turn out to be others: which counters that touches, and moving runs from one
 //! counter to another. The rule is in `domain::period`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::any::{AnyArguments, AnyRow};
@@ -124,28 +125,32 @@ impl Store {
 
 impl Tx {
     /// Notes of all usage that is overdue and was not told of yet that now it is; answers it by
-    /// counter.
+    /// counter, what is billed for the shortest time still first.
     pub async fn tell_overdue(&mut self) -> Result<Vec<Overdue>> {
         let now = self.now;
-        sqlx::query(assembled(format!(
-            "UPDATE meter_events SET alarmed_at_ms = $3 WHERE {OVERDUE} AND alarmed_at_ms IS NULL"
+        let rows = sqlx::query(assembled(format!(
+            "UPDATE meter_events SET alarmed_at_ms = $3 WHERE {OVERDUE} AND alarmed_at_ms IS NULL \
+             RETURNING customer_id, feature_id, series, period_start_ms, units, billable_until_ms"
         )))
         .bind(overdue_before(now).ms())
         .bind(now.minus(A_MOMENT).ms())
         .bind(now.ms())
-        .execute(self.connection())
-        .await?;
-        let rows = sqlx::query(
-            "SELECT customer_id, feature_id, series, period_start_ms, \
-             CAST(SUM(units) AS BIGINT) AS units, MIN(billable_until_ms) AS until_ms \
-             FROM meter_events WHERE state = 'pending' AND alarmed_at_ms = $1 \
-             GROUP BY customer_id, feature_id, series, period_start_ms \
-             ORDER BY until_ms, customer_id, feature_id",
-        )
-        .bind(now.ms())
         .fetch_all(self.connection())
         .await?;
-        rows.iter().map(read_overdue).collect()
+        let mut by_counter: HashMap<CounterKey, Overdue> = HashMap::new();
+        for row in &rows {
+            let found = read_overdue(row)?;
+            by_counter
+                .entry(found.counter.clone())
+                .and_modify(|known| {
+                    known.units += found.units;
+                    known.billable_until = known.billable_until.min(found.billable_until);
+                })
+                .or_insert(found);
+        }
+        let mut overdue: Vec<_> = by_counter.into_values().collect();
+        overdue.sort_by_key(|found| (found.billable_until, found.counter.customer_id.to_string()));
+        Ok(overdue)
     }
 
     /// Says when a customer's period ends that is known by its start.
@@ -345,6 +350,6 @@ fn read_overdue(row: &AnyRow) -> Result<Overdue> {
     Ok(Overdue {
         counter: read_key(row)?,
         units: row.try_get("units")?,
-        billable_until: time(row, "until_ms")?,
+        billable_until: time(row, "billable_until_ms")?,
     })
 }

@@ -494,7 +494,7 @@ both_databases! {
             assert_eq!(counted, at_stripe, "{period} of {periods:#?}");
         }
         assert_eq!(periods.iter().map(|(_, counted, _)| counted).sum::<i64>(), total);
-        assert!(periods.len() > 10, "{}", periods.len());
+        assert!(periods.len() >= 10, "{}", periods.len());
         assert_adds_up(&world, "acme").await;
     }
 }
@@ -528,6 +528,7 @@ both_databases! {
         world.advance_to("2026-12-01T08:50:00Z").await;
         world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropBeforeEffect);
         world.runs("acme", 5).await;
+        world.advance(6 * MINUTE).await;
         world.advance_to("2026-12-01T09:29:59Z").await;
         assert_eq!(world.app().store.overdue_units().await.unwrap(), (0, 0));
         world.advance(SECOND).await;
