@@ -1,4 +1,27 @@
 //! Billing periods: half-open, in UTC, tiling time from an anchor as Stripe does it.
+//!
+//! Stripe's bounds win. What is counted before they are known is counted in the period that is in
+//! force as far as we know, and moved once they are:
+//!
+//! - A run is counted in the period of Stripe's in which it was made. If Stripe says that a period
+//!   began at a moment within or before the one that runs have been counted in, as after a changed
+//!   interval, an anchor that was reset, the end of a trial or a period made longer, the runs since
+//!   that moment move to the counter of the period that began then. A provisional period that turns
+//!   out to be no period at all is empty after that.
+//! - What an open metering window holds is split at that moment; a meter event that is frozen stays
+//!   as it is, and the runs of one that began before the moment stay where it is billed.
+//! - A renewal that is merely late moves nothing: the provisional period has the start that Stripe
+//!   names later, and only its end may change.
+//! - Another subscription, the first or the end of the last begins a new series at zero. Runs
+//!   between that moment and the one at which it became known were answered on the old terms and
+//!   stay in the old series. They are reported with their true time, except that a window which is
+//!   open when a first subscription becomes known is not split; if the subscription had ended, no
+//!   invoice bills them, and the outbox says so.
+//! - Units that are held when a period turns out to have ended before its time are held in the one
+//!   that began then.
+//! - No run is lost or counted twice by any of this, and what a run was answered stays its answer.
+//!   Where runs of two periods that were thought to be two turn out to be of one, its usage may be
+//!   above the cap: then the gate is shut until it ends.
 
 use std::time::Duration;
 
@@ -14,6 +37,19 @@ use crate::domain::plan::Interval;
 /// other half of that hour is for the meter event to get there.
 pub const REPORTABLE_FOR: Duration = Duration::from_secs(30 * 60);
 
+/// How long after its end a renewed period's invoice stays a draft, so that usage with a time in the
+/// period is still billed (the same page: about an hour). A subscription that has ended has no
+/// such hour.
+pub const DRAFT_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// Usage that has not reached Stripe this long after its period's end is an alarm: half of the draft
+/// hour is left to do something about it.
+pub const ALARM_AFTER: Duration = Duration::from_secs(30 * 60);
+
+/// In this last stretch of a period usage is sent as it comes, because it is not known whether the
+/// subscription goes on, and of one that does not, nothing is billed after its end.
+pub const FLUSH_BEFORE_END: Duration = Duration::from_secs(30);
+
 /// A half-open span of time, `[start, end)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BillingPeriod {
@@ -25,6 +61,20 @@ impl BillingPeriod {
     pub fn contains(&self, moment: Timestamp) -> bool {
         self.start <= moment && moment < self.end
     }
+
+    /// Until when usage of it is billed, if the subscription goes on.
+    pub fn billable_until(&self) -> Timestamp {
+        self.end.plus(DRAFT_FOR)
+    }
+}
+
+/// How one cycle goes over into another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The series ended at this moment, and the next began.
+    Ended { at: Timestamp },
+    /// Within the series Stripe's bounds are these now.
+    Bounds(BillingPeriod),
 }
 
 /// From what a customer's periods are reckoned.
@@ -45,6 +95,15 @@ impl Cycle {
     /// The cycle of a customer without a subscription: months from `start`.
     pub fn local(series: i64, start: Timestamp) -> Self {
         Self { series, anchor: start, interval: Interval::Month, stripe: None }
+    }
+
+    /// What the counters of this cycle have to be told when `next` takes its place.
+    pub fn turn(&self, next: &Self) -> Option<Turn> {
+        if next.series != self.series {
+            let at = next.stripe.map_or(next.anchor, |period| period.start);
+            return Some(Turn::Ended { at });
+        }
+        next.stripe.filter(|period| self.stripe != Some(*period)).map(Turn::Bounds)
     }
 
     /// The period in force at `now`.
@@ -148,6 +207,21 @@ mod tests {
         assert_eq!(cycle.period_at(at("2026-12-10T09:30:00Z")), provisional);
         let renewed = Cycle { stripe: Some(provisional), ..cycle };
         assert_eq!(renewed.period_at(at("2026-12-20T00:00:00Z")), provisional);
+    }
+
+    #[test]
+    fn a_turn_is_told_by_the_series_and_by_stripes_bounds() {
+        let local = Cycle::local(0, at("2026-11-01T00:00:00Z"));
+        let november = period("2026-11-10T09:30:00Z", "2026-12-10T09:30:00Z");
+        let first = Cycle { series: 1, stripe: Some(november), ..local };
+        assert_eq!(local.turn(&local), None);
+        assert_eq!(local.turn(&first), Some(Turn::Ended { at: november.start }));
+        assert_eq!(first.turn(&first), None);
+        let shorter = BillingPeriod { end: at("2026-11-20T00:00:00Z"), ..november };
+        let shortened = Cycle { stripe: Some(shorter), ..first };
+        assert_eq!(first.turn(&shortened), Some(Turn::Bounds(shorter)));
+        let over = Cycle::local(2, at("2026-11-15T12:00:00Z"));
+        assert_eq!(first.turn(&over), Some(Turn::Ended { at: over.anchor }));
     }
 
     proptest! {

@@ -36,6 +36,23 @@ pub struct OpenWindow {
     pub meter: String,
 }
 
+impl OpenWindow {
+    /// The window in two, cut at `at`: what was accepted before, and the `later` units since. A part
+    /// without units, or that is no time at all, is none.
+    pub fn split(self, at: Timestamp, later: i64) -> (Option<Self>, Option<Self>) {
+        if at <= self.start {
+            return (None, Some(self));
+        }
+        if at >= self.end {
+            return (Some(self), None);
+        }
+        let later = later.clamp(0, self.value);
+        let before = Self { end: at, value: self.value - later, meter: self.meter.clone(), ..self };
+        let after = Self { start: at, value: later, ..self };
+        (Some(before).filter(|part| part.value > 0), Some(after).filter(|part| part.value > 0))
+    }
+}
+
 impl Counter {
     /// Puts `value` accepted units for `meter` into the metering window of `now`, and answers the
     /// window this closes: the open one, if `now` is past it or it goes to another meter.
@@ -186,7 +203,55 @@ mod tests {
         assert!(open.start >= closed.end);
     }
 
+    #[test]
+    fn a_window_is_split_at_a_moment_within_it_and_keeps_every_unit() {
+        let [nine, five, two] =
+            ["09:00:00Z", "09:05:00Z", "09:02:00Z"].map(|time| at(&format!("2026-11-05T{time}")));
+        let meter = "ai_runs".to_owned();
+        let whole = OpenWindow { start: nine, end: five, value: 7, meter };
+        let part = |start, end, value| Some(OpenWindow { start, end, value, ..whole.clone() });
+        let split = |moment, later| whole.clone().split(moment, later);
+        assert_eq!(split(two, 3), (part(nine, two, 4), part(two, five, 3)));
+        assert_eq!(split(two, 0), (part(nine, two, 7), None));
+        assert_eq!(split(two, 9), (None, part(two, five, 7)), "never more than there is");
+        assert_eq!(split(nine, 3), (None, Some(whole.clone())));
+        assert_eq!(split(five, 3), (Some(whole.clone()), None));
+    }
+
     proptest! {
+        /// Replicas whose clocks differ, clocks that go back, windows that are cut, a period whose
+        /// end moves: nothing is lost, and no moment is in two windows.
+        #[test]
+        fn windows_never_reopen(
+            steps in proptest::collection::vec((0_u64..2_600_000, -7_200_i64..7_200, 0_u8..4, 1_i64..50), 1..80),
+            window_s in 1_u64..3600,
+            moved_end_s in 1_000_000_u64..3_000_000,
+        ) {
+            let (mut counter, mut closed, mut period) = (Counter::default(), Vec::new(), november());
+            let mut metered = 0;
+            for (n, (second, skew_s, step, value)) in steps.iter().enumerate() {
+                let now = Timestamp::from_ms(
+                    period.start.plus(Duration::from_secs(*second)).ms() + skew_s * 1000,
+                );
+                if n == steps.len() / 2 {
+                    period.end = period.start.plus(Duration::from_secs(moved_end_s));
+                }
+                match step {
+                    0 => closed.extend(counter.close_window(now)),
+                    1 => closed.extend(counter.cut_window(now)),
+                    _ => {
+                        metered += value;
+                        let window = Duration::from_secs(window_s);
+                        closed.extend(counter.meter(*value, now, period, window, "ai_runs"));
+                    }
+                }
+            }
+            closed.extend(counter.open.clone());
+            prop_assert_eq!(closed.iter().map(|w| w.value).sum::<i64>(), metered);
+            prop_assert!(closed.windows(2).all(|pair| pair[0].end <= pair[1].start), "{closed:?}");
+            prop_assert!(closed.iter().all(|w| november().start <= w.start && w.start < w.end));
+        }
+
         /// Whatever the order of times: nothing is lost, windows tile forwards, none straddles
         /// the period.
         #[test]

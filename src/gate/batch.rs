@@ -298,8 +298,10 @@ impl<'a> Batch<'a> {
                 let window = catalog.metering_window;
                 let period = BillingPeriod { start: facts.period.start, end: period_end };
                 let closed = counter.meter(facts.counted, now, period, window, event_name);
-                self.meter_events
-                    .extend(closed.map(|w| meter_event(app, now, key, period_end, stripe_id, w)));
+                let billed = tier.subscription.is_some();
+                self.meter_events.extend(
+                    closed.map(|w| meter_event(app, now, key, period_end, stripe_id, w, billed)),
+                );
                 true
             }
             _ => false,
@@ -458,7 +460,8 @@ pub(super) fn notice(
     }
 }
 
-/// Freezes a closed window into a meter event for a Stripe customer; from here on none of it changes.
+/// Freezes a closed window into a meter event for a Stripe customer; from here on nothing of it
+/// changes that Stripe sees. `billed`: whether a subscription is there to bill it.
 ///
 /// A replica whose clock is behind may count a run in a period whose last window is closed. It is
 /// reported in the period's last second: Stripe bills by the timestamp, and the run is this period's.
@@ -469,7 +472,9 @@ pub(super) fn meter_event(
     period_end: Timestamp,
     stripe_customer_id: &str,
     window: OpenWindow,
+    billed: bool,
 ) -> NewMeterEvent {
+    let period = BillingPeriod { start: counter.period_start, end: period_end };
     let identifier = app.entropy.id("tg", now);
     NewMeterEvent {
         idempotency_key: format!("{identifier}-send"),
@@ -477,6 +482,7 @@ pub(super) fn meter_event(
         counter: counter.clone(),
         stripe_customer_id: stripe_customer_id.to_owned(),
         timestamp: window.start.min(period_end.minus(Duration::from_secs(1))),
+        billable_until: billed.then(|| period.billable_until()),
         window,
     }
 }

@@ -20,6 +20,7 @@ pub mod outage;
 pub mod quotas;
 pub mod terms;
 pub mod windows;
+pub mod turn;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

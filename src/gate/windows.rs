@@ -2,8 +2,11 @@
 
 use super::batch::meter_event;
 use crate::app::App;
+use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::CustomerId;
+use crate::domain::period::Cycle;
+use crate::domain::usage::OpenWindow;
 use crate::store::usage::CounterKey;
 use crate::store::{StoreError, Tx};
 
@@ -43,6 +46,30 @@ pub async fn cut(app: &App, tx: &mut Tx, customer: &Customer) -> Result<(), Stor
     Ok(())
 }
 
+/// Closes a customer's windows of Stripe's period at this instant, before it ends.
+pub async fn flush(app: &App, customer_id: &CustomerId) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    if let Some(customer) = tx.lock_customer(customer_id).await? {
+        let Cycle { series, stripe, .. } = customer.tier.cycle;
+        for key in tx.open_counters_of(customer_id).await? {
+            if key.series == series && stripe.is_some_and(|own| own.start == key.period_start) {
+                close(app, &mut tx, &customer, &key, When::Now).await?;
+            }
+        }
+    }
+    tx.commit().await
+}
+
+/// Closes one counter's window at this instant. The caller holds the customer's lock.
+pub(super) async fn close_now(
+    app: &App,
+    tx: &mut Tx,
+    customer: &Customer,
+    key: &CounterKey,
+) -> Result<(), StoreError> {
+    close(app, tx, customer, key, When::Now).await
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     IfDue,
@@ -64,10 +91,24 @@ async fn close(
     };
     let Some(window) = closed else { return Ok(()) };
     tx.put_counters(&[(key.clone(), period_end, counter)]).await?;
+    freeze(app, tx, customer, key, period_end, window).await
+}
+
+/// Stores a closed window as the meter event that it is from now on.
+pub(super) async fn freeze(
+    app: &App,
+    tx: &mut Tx,
+    customer: &Customer,
+    key: &CounterKey,
+    period_end: Timestamp,
+    window: OpenWindow,
+) -> Result<(), StoreError> {
     // A window opens only for a customer tied to Stripe, and closes before that tie changes.
     let stripe_id = customer
         .stripe_customer_id
         .as_deref()
         .ok_or(StoreError::Corrupt { table: "usage_counters", column: "open_meter" })?;
-    tx.insert_meter_event(&meter_event(app, tx.now, key, period_end, stripe_id, window)).await
+    let billed = customer.tier.subscription.is_some();
+    tx.insert_meter_event(&meter_event(app, tx.now, key, period_end, stripe_id, window, billed))
+        .await
 }

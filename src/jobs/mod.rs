@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::gate::{expiry, outage, windows};
-use crate::sync::usage;
+use crate::sync::{period_end, usage};
 
 pub use driver::{JobStatus, Jobs};
 
@@ -31,6 +31,8 @@ pub enum Job {
     Expire,
     CountJournal,
     Prune,
+    FlushPeriods,
+    DrainPeriods,
 }
 
 /// What a step did, in one line for people; `more` if it stopped before it was through.
@@ -49,13 +51,15 @@ enum Schedule {
 }
 
 impl Job {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::ReloadPlans,
         Self::CountJournal,
         Self::ProcessInbox,
         Self::Expire,
+        Self::FlushPeriods,
         Self::CloseWindows,
         Self::PushMeterEvents,
+        Self::DrainPeriods,
         Self::DeliverNotices,
         Self::Reconcile,
         Self::Prune,
@@ -72,6 +76,8 @@ impl Job {
             Self::Expire => "expire",
             Self::CountJournal => "count_journal",
             Self::Prune => "prune",
+            Self::FlushPeriods => "flush_periods",
+            Self::DrainPeriods => "drain_periods",
         }
     }
 
@@ -87,6 +93,8 @@ impl Job {
             Self::Expire => expire(app).await,
             Self::CountJournal => count_journal(app).await,
             Self::Prune => prune::step(app).await,
+            Self::FlushPeriods => flush_periods(app).await,
+            Self::DrainPeriods => drain_periods(app).await,
         }
     }
 
@@ -104,12 +112,15 @@ impl Job {
             Self::DeliverNotices => Schedule::Cron(catalog.schedule.notices.clone()),
             Self::Reconcile => Schedule::Cron(catalog.schedule.reconcile.clone()),
             Self::Prune => Schedule::Every(Duration::from_secs(3600)),
+            Self::FlushPeriods => Schedule::Every(Duration::from_secs(1)),
+            Self::DrainPeriods => Schedule::Every(Duration::from_secs(60)),
         }
     }
 
-    /// Whether every replica has to run it for itself.
+    /// Whether every replica has to run it for itself, or may: what is done every second costs less
+    /// than a lease for it.
     fn is_per_replica(self) -> bool {
-        matches!(self, Self::ReloadPlans | Self::CountJournal)
+        matches!(self, Self::ReloadPlans | Self::CountJournal | Self::FlushPeriods)
     }
 }
 
@@ -130,6 +141,16 @@ async fn close_windows(app: &App) -> anyhow::Result<Progress> {
     }
     let more = i64::try_from(done).is_ok_and(|done| done >= windows::AT_ONCE);
     Ok(Progress { done, more, note: None })
+}
+
+async fn flush_periods(app: &App) -> anyhow::Result<Progress> {
+    Ok(Progress { done: period_end::flush(app).await?, more: false, note: None })
+}
+
+async fn drain_periods(app: &App) -> anyhow::Result<Progress> {
+    let sent = period_end::drain(app).await?;
+    let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
+    Ok(Progress { done: sent.delivered, more, note: None })
 }
 
 async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {

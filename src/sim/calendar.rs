@@ -5,7 +5,7 @@ use jiff::{Span, tz::TimeZone};
 use crate::clock::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub enum Unit {
     Day,
     Week,
     Month,
@@ -14,7 +14,7 @@ pub(super) enum Unit {
 
 /// How often a price recurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Interval {
+pub struct Interval {
     pub unit: Unit,
     /// At least one.
     pub count: i64,

@@ -394,6 +394,25 @@ pub(super) fn end(call: &mut Call<'_>, mut subscription: Subscription) -> Value 
     shown
 }
 
+/// Ends the subscription at this moment and bills what its meters have counted up to now. Nothing
+/// comes after it, so the invoice is final at once: there is no hour for late usage.
+pub(super) fn end_with_invoice(call: &mut Call<'_>, mut subscription: Subscription) -> Value {
+    let now_s = call.now_s();
+    let metered = subscription.items.iter().filter(|item| item.quantity.is_none());
+    let lines: Vec<Line> = metered
+        .filter(|_| subscription.status != Status::Trialing)
+        .map(|item| invoices::full_line(call.state, item, (item.usage_from_s, now_s)))
+        .collect();
+    if lines.is_empty() {
+        return end(call, subscription);
+    }
+    let invoice = invoices::draft(call, &subscription, "subscription_cycle", lines);
+    subscription.latest_invoice = Some(invoice.clone());
+    let shown = end(call, subscription);
+    invoices::finalize(call, &invoice);
+    shown
+}
+
 /// What follows for a subscription from an attempt to have one of its invoices paid.
 pub(super) fn after_charge(call: &mut Call<'_>, invoice: &Value, outcome: Outcome) {
     let id = invoice["id"].as_str().unwrap_or_default();
@@ -519,7 +538,7 @@ fn take_next_step(call: &mut Call<'_>, mut subscription: Subscription) {
     } else if is_due(subscription.pending.as_ref().map(|pending| pending.expires_at_s)) {
         drop_pending(call, subscription);
     } else if is_due(subscription.cancel_at_s) {
-        end(call, subscription);
+        end_with_invoice(call, subscription);
     } else if is_due(subscription.trial_notice_s()) {
         subscription.trial_end_announced = true;
         let shown = subscription.render(&call.state.prices);

@@ -69,6 +69,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use calendar::Interval;
 pub use checkout::CheckoutPayment;
 pub use decimal::Decimal;
 pub use faults::{AfterRetries, ApiFault, FaultKind, Faults, Limit, WebhookDamage};

@@ -319,7 +319,8 @@ pub(super) fn list(call: &Call<'_>, mut params: Params) -> Result<Value, ApiErro
 
 pub(super) fn cancel(call: &mut Call<'_>, id: &str, mut params: Params) -> Result<Value, ApiError> {
     let details = read_details(&mut params)?;
-    params.finish(&["invoice_now", "prorate"])?;
+    let invoice_now = params.boolean("invoice_now")?;
+    params.finish(&["prorate"])?;
     let mut subscription = find(call, id)?;
     call.enter_time_of(&subscription.customer);
     if subscription.status.is_terminal() {
@@ -330,7 +331,11 @@ pub(super) fn cancel(call: &mut Call<'_>, id: &str, mut params: Params) -> Resul
     subscription.cancel_at_s = None;
     subscription.cancel_at_period_end = false;
     subscription.canceled_at_s = Some(call.now_s());
-    Ok(life::end(call, subscription))
+    Ok(match invoice_now {
+        Some(true) => life::end_with_invoice(call, subscription),
+        // What the meters have counted is billed no more.
+        _ => life::end(call, subscription),
+    })
 }
 
 /// Puts a subscription on hold. Stripe allows it in flexible billing mode only.

@@ -134,7 +134,8 @@ impl Store {
     pub async fn sum_of_events(&self, key: &CounterKey) -> Result<i64> {
         let row = sqlx::query(
             "SELECT CAST(COALESCE(SUM(counted_units), 0) AS BIGINT) AS v FROM usage_events \
-             WHERE customer_id = $1 AND feature_id = $2 AND series = $3 AND period_start_ms = $4",
+             WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
+             AND COALESCE(counted_from_ms, period_start_ms) = $4",
         )
         .bind(key.customer_id.as_str())
         .bind(key.feature_id.as_str())

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod leases;
 pub mod notices;
 pub mod outbox;
+pub mod periods;
 pub mod plans;
 pub mod quotas;
 pub mod recount;
@@ -50,6 +51,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
     (3, "keep", include_str!("../../migrations/0003_keep.sql")),
+    (8, "periods", include_str!("../../migrations/0008_periods.sql")),
 ];
 
 /// What the database could not do.

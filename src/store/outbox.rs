@@ -23,6 +23,11 @@ pub struct MeterEvent {
     pub stripe_customer_id: String,
     pub units: i64,
     pub timestamp: Timestamp,
+    /// Until when Stripe takes it into the invoice of its period; `None` where no invoice bills it.
+    #[schema(required)]
+    pub billable_until: Option<Timestamp>,
+    /// Whether it reached Stripe after that: its usage may not be billed.
+    pub late: bool,
     /// `pending`, `delivered` or `parked`.
     pub state: String,
     pub attempts: i64,
@@ -45,6 +50,8 @@ pub struct NewMeterEvent {
     pub window: OpenWindow,
     /// Decides the billing period at Stripe, so it lies in the counter's own.
     pub timestamp: Timestamp,
+    /// Until when Stripe takes it into the invoice of that period, if one bills it.
+    pub billable_until: Option<Timestamp>,
 }
 
 /// What becomes of a meter event after a send.
@@ -56,7 +63,8 @@ pub enum SendOutcome {
 }
 
 impl Store {
-    /// Meter events whose time has come, the oldest usage first, at most `limit`.
+    /// Meter events whose time has come, at most `limit`: those first that Stripe bills for the
+    /// shortest time still, so that the oldest period is sent first.
     pub async fn pending_meter_events(
         &self,
         moment: Timestamp,
@@ -64,7 +72,8 @@ impl Store {
     ) -> Result<Vec<MeterEvent>> {
         let rows = sqlx::query(
             "SELECT * FROM meter_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
-             ORDER BY next_attempt_at_ms, identifier LIMIT $2",
+             ORDER BY COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, identifier \
+             LIMIT $2",
         )
         .bind(moment.ms())
         .bind(limit)
@@ -146,8 +155,8 @@ impl Tx {
         sqlx::query(
             "INSERT INTO meter_events (identifier, idempotency_key, customer_id, feature_id, event_name, \
              stripe_customer_id, units, timestamp_ms, series, period_start_ms, window_end_ms, state, attempts, \
-             next_attempt_at_ms, created_at_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', 0, $12, $12)",
+             next_attempt_at_ms, created_at_ms, billable_until_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', 0, $12, $12, $13)",
         )
         .bind(&event.identifier)
         .bind(&event.idempotency_key)
@@ -161,6 +170,7 @@ impl Tx {
         .bind(event.counter.period_start.ms())
         .bind(event.window.end.ms())
         .bind(now)
+        .bind(event.billable_until.map(Timestamp::ms))
         .execute(self.connection())
         .await?;
         Ok(())
@@ -257,8 +267,14 @@ impl Tx {
     }
 }
 
-fn read(row: &AnyRow) -> Result<MeterEvent> {
+pub(super) fn read(row: &AnyRow) -> Result<MeterEvent> {
+    let billable_until = time_or_none(row, "billable_until_ms")?;
+    let settled_at = time_or_none(row, "settled_at_ms")?;
+    let state: String = row.try_get("state")?;
+    let late = billable_until.zip(settled_at).is_some_and(|(until, at)| at >= until);
     Ok(MeterEvent {
+        billable_until,
+        late: late && state == "delivered",
         identifier: row.try_get("identifier")?,
         idempotency_key: row.try_get("idempotency_key")?,
         customer_id: row.try_get("customer_id")?,
@@ -267,11 +283,11 @@ fn read(row: &AnyRow) -> Result<MeterEvent> {
         stripe_customer_id: row.try_get("stripe_customer_id")?,
         units: row.try_get("units")?,
         timestamp: time(row, "timestamp_ms")?,
-        state: row.try_get("state")?,
+        state,
         attempts: row.try_get("attempts")?,
         first_sent_at: time_or_none(row, "first_sent_at_ms")?,
         created_at: time(row, "created_at_ms")?,
-        settled_at: time_or_none(row, "settled_at_ms")?,
+        settled_at,
         detail: row.try_get("detail")?,
     })
 }

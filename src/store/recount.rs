@@ -54,8 +54,8 @@ const COUNTERS: &str = "SELECT customer_id, feature_id, series, period_start_ms,
     pruned_units AS pruned, COALESCE(open_units, 0) AS open, 0 AS counted, 0 AS metered, \
     0 AS unknown, 0 AS held, 0 AS drawn, 0 AS frozen FROM usage_counters \
     WHERE customer_id >= $1 AND customer_id <= $2 \
-    UNION ALL SELECT customer_id, feature_id, series, period_start_ms, period_end_ms, \
-    0, 0, 0, 0, 0, 0, counted_units, \
+    UNION ALL SELECT customer_id, feature_id, series, \
+    COALESCE(counted_from_ms, period_start_ms), period_end_ms, 0, 0, 0, 0, 0, 0, counted_units, \
     CASE WHEN substr(outcome, 5, 1) = 'm' THEN counted_units ELSE 0 END, \
     CASE WHEN substr(outcome, 5, 1) = '?' THEN 1 ELSE 0 END, 0, 0, 0 FROM usage_events \
     WHERE customer_id >= $1 AND customer_id <= $2 AND counted_units > 0 \

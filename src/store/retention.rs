@@ -31,7 +31,8 @@ const AT_REST: &str = "c.pruned_at_ms IS NULL AND c.period_end_ms <= $1 AND c.op
 
 /// The rows of one counter among those of a customer that one call goes through.
 const ROWS: &str = "customer_id = $1 AND request_key > $2 AND request_key <= $3";
-const OF_COUNTER: &str = "feature_id = $4 AND series = $5 AND period_start_ms = $6";
+const OF_COUNTER: &str =
+    "feature_id = $4 AND series = $5 AND COALESCE(counted_from_ms, period_start_ms) = $6";
 const IS_KEYED: &str = "substr(request_key, 1, 2) IN ('k:', 'r:')";
 
 impl Store {

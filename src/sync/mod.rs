@@ -7,6 +7,7 @@
 
 pub mod link;
 pub mod usage;
+pub mod period_end;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::subscription::Subscription;
 use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
+use crate::gate::turn;
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
 use crate::stripe::{StripeError, StripeErrorKind};
@@ -226,7 +228,9 @@ async fn fetch_and_apply(
         let audit_id = app.entropy.id("aud", tx.now);
         tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
     }
+    let mut frozen = false;
     if asker != Asker::Support(Mode::DryRun) && after != customer {
+        frozen = turn::follow(app, &mut tx, &customer, &after.tier.cycle).await?;
         tx.update_customer(&after).await?;
         if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
             let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
@@ -242,6 +246,10 @@ async fn fetch_and_apply(
         );
     }
     tx.commit().await?;
+    if frozen {
+        // Of a period that is over before its time there may be an invoice at any moment.
+        usage::send_all_of(app, id).await?;
+    }
     Ok(differences)
 }
 

@@ -56,7 +56,7 @@ pub(super) async fn sync_usage(
 
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
 /// units that arrived.
-async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
+pub(super) async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, StoreError> {
     let Some(stripe) = &app.stripe else { return Ok(0) };
     let mut delivered = 0;
     for row in app.store.oldest_pending_of(id, AT_ONCE).await? {
@@ -84,9 +84,14 @@ pub struct Sent {
 
 /// Sends meter events whose time has come. A customer's refusal parks its own event only.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
+    send_round(app, app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
+}
+
+/// Sends these in order; stops when Stripe is at fault.
+pub(super) async fn send_round(app: &App, rows: Vec<Row>) -> Result<Sent, StoreError> {
     let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let Some(stripe) = &app.stripe else { return Ok(sent) };
-    for row in app.store.pending_meter_events(app.clock.now(), AT_ONCE).await? {
+    for row in rows {
         match send(app, stripe, &row).await? {
             Step::Settled(SendOutcome::Delivered { .. }) => {
                 (sent.delivered, failed_in_a_row) = (sent.delivered + 1, 0);
@@ -144,7 +149,7 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
             timestamp: row.timestamp,
         })
         .await;
-    let wait = app.entropy.jitter(backoff(row.attempts));
+    let wait = app.entropy.jitter(backoff(row.attempts).min(patience(row.billable_until, now)));
     conclude(app, row, judge(answer, now, wait)).await
 }
 
@@ -162,6 +167,7 @@ async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreE
     tx.commit().await?;
     match verdict.next {
         Next::Settle(outcome) => {
+            note_late(row, &outcome, app.clock.now());
             if let SendOutcome::Parked { reason } = &outcome {
                 tracing::error!(
                     customer_id = row.customer_id,
@@ -183,6 +189,14 @@ async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreE
     }
 }
 
+/// Counts what reached Stripe when the invoice of its period was final.
+fn note_late(row: &Row, outcome: &SendOutcome, now: Timestamp) {
+    let late = row.billable_until.is_some_and(|until| now >= until);
+    if late && matches!(outcome, SendOutcome::Delivered { .. }) {
+        metrics::counter!("tollgate_meter_units_late_total").increment(row.units.unsigned_abs());
+    }
+}
+
 fn in_doubt(row: &Row, now: Timestamp) -> bool {
     row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
 }
@@ -192,6 +206,14 @@ fn in_doubt(row: &Row, now: Timestamp) -> bool {
 fn backoff(attempts: i64) -> Duration {
     let doublings = u32::try_from(attempts.clamp(0, 12)).unwrap_or(12);
     Duration::from_secs(2_u64.pow(doublings)).min(LONGEST_WAIT)
+}
+
+/// The longest wait that leaves several tries until the moment after which an event is not billed.
+fn patience(billable_until: Option<Timestamp>, now: Timestamp) -> Duration {
+    match billable_until {
+        Some(until) if until > now => (until.since(now) / 8).max(Duration::from_secs(1)),
+        _ => LONGEST_WAIT,
+    }
 }
 
 /// What Stripe's answer means for the row.
@@ -258,5 +280,14 @@ mod tests {
         assert_eq!(backoff(0), Duration::from_secs(1));
         assert_eq!(backoff(3), Duration::from_secs(8));
         assert_eq!(backoff(40), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn who_has_little_time_left_waits_for_a_part_of_it() {
+        let now = Timestamp::from_seconds(0);
+        let until = |minutes: i64| patience(Some(Timestamp::from_seconds(60 * minutes)), now);
+        assert_eq!(until(40), Duration::from_secs(300));
+        assert_eq!(until(0), LONGEST_WAIT, "nothing is to be lost any more");
+        assert_eq!(patience(None, now), LONGEST_WAIT);
     }
 }

@@ -16,6 +16,7 @@ mod mail;
 mod notices;
 mod openapi;
 mod pages;
+mod periods;
 mod plans;
 mod process;
 mod quotas;

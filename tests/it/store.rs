@@ -4,6 +4,7 @@
 mod migration;
 mod particular;
 mod keep;
+mod periods;
 mod replicas;
 
 use std::path::Path;
@@ -311,6 +312,7 @@ both_databases! {
             stripe_customer_id: "cus_1".to_owned(),
             window: window(),
             timestamp: now(),
+            billable_until: None,
         };
         let mut tx = store.begin().await.unwrap();
         tx.insert_meter_event(&event).await.unwrap();

@@ -1,0 +1,355 @@
+//! Periods that end or turn out to be others: which counters that touches, and moving runs from one
+//! counter to another. The rule is in `domain::period`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, Row};
+
+use super::outbox::{self, MeterEvent};
+use super::retention::read_key;
+use super::usage::CounterKey;
+use super::{Result, Store, Tx, assembled, customers, time};
+use crate::clock::Timestamp;
+use crate::domain::ids::CustomerId;
+use crate::domain::period::{ALARM_AFTER, BillingPeriod, DRAFT_FOR};
+
+/// What moved from one counter to another, in whole units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    pub usage: i64,
+    pub reserved: i64,
+    pub from_grants: i64,
+}
+
+/// Usage of one counter that may miss the invoice of its period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overdue {
+    pub counter: CounterKey,
+    pub units: i64,
+    pub billable_until: Timestamp,
+}
+
+/// The rows of one counter, bound to `$1` to `$4`.
+const OF_COUNTER: &str =
+    "customer_id = $1 AND feature_id = $2 AND series = $3 AND period_start_ms = $4";
+/// Its usage events, which name the period that they were answered in.
+const EVENTS_OF_COUNTER: &str = "customer_id = $1 AND feature_id = $2 AND series = $3 \
+    AND COALESCE(counted_from_ms, period_start_ms) = $4";
+/// A meter event `m` that could be sent at `$3`. One that was sent and then given no time for its next
+/// try waits for the schedule's tick: Stripe refuses our key.
+const DUE: &str = "m.state = 'pending' AND m.next_attempt_at_ms <= $3 \
+    AND (m.attempts = 0 OR m.next_attempt_at_ms > m.created_at_ms)";
+/// Usage that waits for longer than it should: it is billed only until `$1`, and was not closed a
+/// moment ago, which is `$2`.
+const OVERDUE: &str = "state = 'pending' AND billable_until_ms <= $1 AND created_at_ms <= $2";
+const A_MOMENT: Duration = Duration::from_secs(60);
+
+impl Store {
+    /// Customers whose Stripe period ends in (`after`, `until`] and who have usage of it that
+    /// could be sent now, at most `limit`.
+    pub async fn customers_to_flush(
+        &self,
+        after: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<CustomerId>> {
+        let rows = sqlx::query(assembled(format!(
+            "SELECT u.customer_id FROM customers AS u WHERE u.stripe_end_ms > $1 \
+             AND u.stripe_end_ms <= $2 AND (EXISTS (SELECT 1 FROM usage_counters AS c \
+             WHERE c.customer_id = u.customer_id AND c.series = u.series \
+             AND c.period_start_ms = u.stripe_start_ms AND c.open_end_ms IS NOT NULL) \
+             OR EXISTS (SELECT 1 FROM meter_events AS m WHERE m.customer_id = u.customer_id \
+             AND {DUE})) LIMIT $4"
+        )))
+        .bind(after.ms())
+        .bind(until.ms())
+        .bind(self.clock.now().ms())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| customers::parse_id(row.try_get("customer_id")?)).collect()
+    }
+
+    /// A customer's meter events that could be sent now, the oldest usage first, at most `limit`.
+    pub async fn due_meter_events_of(
+        &self,
+        customer_id: &CustomerId,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(assembled(format!(
+            "SELECT m.* FROM meter_events AS m WHERE m.customer_id = $1 AND {DUE} \
+             ORDER BY m.timestamp_ms, m.identifier LIMIT $2"
+        )))
+        .bind(customer_id.as_str())
+        .bind(limit)
+        .bind(self.clock.now().ms())
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(outbox::read).collect()
+    }
+
+    /// Meter events of periods that are over and that are to be sent now, those first that Stripe
+    /// bills for the shortest time still, at most `limit`.
+    pub async fn due_meter_events_of_closed_periods(&self, limit: i64) -> Result<Vec<MeterEvent>> {
+        let now = self.clock.now();
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND billable_until_ms <= $1 \
+             AND next_attempt_at_ms <= $2 ORDER BY billable_until_ms, timestamp_ms, identifier LIMIT $3",
+        )
+        .bind(now.plus(DRAFT_FOR).ms())
+        .bind(now.ms())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(outbox::read).collect()
+    }
+
+    /// Units that have waited for longer than they should and may miss the invoice of their period,
+    /// and of how many meter events that was not told yet.
+    pub async fn overdue_units(&self) -> Result<(i64, i64)> {
+        let now = self.clock.now();
+        let row = sqlx::query(assembled(format!(
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS units, \
+             COUNT(*) - COUNT(alarmed_at_ms) AS untold FROM meter_events WHERE {OVERDUE}"
+        )))
+        .bind(overdue_before(now).ms())
+        .bind(now.minus(A_MOMENT).ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok((row.try_get("units")?, row.try_get("untold")?))
+    }
+}
+
+impl Tx {
+    /// Notes of all usage that is overdue and was not told of yet that now it is; answers it by
+    /// counter, what is billed for the shortest time still first.
+    pub async fn tell_overdue(&mut self) -> Result<Vec<Overdue>> {
+        let now = self.now;
+        let rows = sqlx::query(assembled(format!(
+            "UPDATE meter_events SET alarmed_at_ms = $3 WHERE {OVERDUE} AND alarmed_at_ms IS NULL \
+             RETURNING customer_id, feature_id, series, period_start_ms, units, billable_until_ms"
+        )))
+        .bind(overdue_before(now).ms())
+        .bind(now.minus(A_MOMENT).ms())
+        .bind(now.ms())
+        .fetch_all(self.connection())
+        .await?;
+        let mut by_counter: HashMap<CounterKey, Overdue> = HashMap::new();
+        for row in &rows {
+            let found = read_overdue(row)?;
+            by_counter
+                .entry(found.counter.clone())
+                .and_modify(|known| {
+                    known.units += found.units;
+                    known.billable_until = known.billable_until.min(found.billable_until);
+                })
+                .or_insert(found);
+        }
+        let mut overdue: Vec<_> = by_counter.into_values().collect();
+        overdue.sort_by_key(|found| (found.billable_until, found.counter.customer_id.to_string()));
+        Ok(overdue)
+    }
+
+    /// Says when a customer's period ends that is known by its start.
+    pub async fn set_period_end(
+        &mut self,
+        customer_id: &CustomerId,
+        series: i64,
+        period: BillingPeriod,
+    ) -> Result<()> {
+        for (sql, end) in [
+            (
+                "UPDATE usage_counters SET period_end_ms = $4 WHERE customer_id = $1 \
+                 AND series = $2 AND period_start_ms = $3 AND period_end_ms <> $4",
+                period.end,
+            ),
+            (
+                "UPDATE meter_events SET billable_until_ms = $4 WHERE customer_id = $1 \
+                 AND series = $2 AND period_start_ms = $3 AND billable_until_ms <> $4 \
+                 AND state <> 'delivered'",
+                period.billable_until(),
+            ),
+        ] {
+            sqlx::query(sql)
+                .bind(customer_id.as_str())
+                .bind(series)
+                .bind(period.start.ms())
+                .bind(end.ms())
+                .execute(self.connection())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The series is over: its periods ended at this transaction's time if they were to go on, and
+    /// no invoice bills what is not at Stripe yet and is of a period that went on after `at`.
+    pub async fn end_series(
+        &mut self,
+        customer_id: &CustomerId,
+        series: i64,
+        at: Timestamp,
+    ) -> Result<()> {
+        let now = self.now.ms();
+        sqlx::query(
+            "UPDATE meter_events SET billable_until_ms = $3 WHERE customer_id = $1 AND series = $2 \
+             AND state <> 'delivered' AND billable_until_ms >= $4",
+        )
+        .bind(customer_id.as_str())
+        .bind(series)
+        .bind(at.ms())
+        .bind(at.plus(DRAFT_FOR).ms())
+        .execute(self.connection())
+        .await?;
+        sqlx::query(
+            "UPDATE usage_counters SET period_end_ms = $3 WHERE customer_id = $1 AND series = $2 \
+             AND period_end_ms > $3",
+        )
+        .bind(customer_id.as_str())
+        .bind(series)
+        .bind(now)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
+    /// Counters of a series that began at another moment than `start` and go on after it.
+    pub async fn counters_across(
+        &mut self,
+        customer_id: &CustomerId,
+        series: i64,
+        start: Timestamp,
+    ) -> Result<Vec<CounterKey>> {
+        let rows = sqlx::query(
+            "SELECT * FROM usage_counters WHERE customer_id = $1 AND series = $2 \
+             AND period_start_ms <> $3 AND period_end_ms > $3 ORDER BY feature_id, period_start_ms",
+        )
+        .bind(customer_id.as_str())
+        .bind(series)
+        .bind(start.ms())
+        .fetch_all(self.connection())
+        .await?;
+        rows.iter().map(read_key).collect()
+    }
+
+    /// Units that a counter's runs since `moment` sent to a meter.
+    pub async fn units_metered_since(
+        &mut self,
+        key: &CounterKey,
+        moment: Timestamp,
+    ) -> Result<i64> {
+        let sql = format!(
+            "SELECT CAST(COALESCE(SUM(counted_units), 0) AS BIGINT) AS v FROM usage_events \
+             WHERE {EVENTS_OF_COUNTER} AND recorded_at_ms >= $5 AND substr(outcome, 5, 1) = 'm'"
+        );
+        self.number_of(key, sql, moment).await
+    }
+
+    /// The end of a counter's last frozen window that began before `moment`, if it ended after it.
+    pub async fn frozen_across(
+        &mut self,
+        key: &CounterKey,
+        moment: Timestamp,
+    ) -> Result<Option<Timestamp>> {
+        let sql = format!(
+            "SELECT CAST(COALESCE(MAX(window_end_ms), 0) AS BIGINT) AS v FROM meter_events \
+             WHERE {OF_COUNTER} AND timestamp_ms < $5 AND window_end_ms > $5"
+        );
+        let end_ms = self.number_of(key, sql, moment).await?;
+        Ok((end_ms > 0).then(|| Timestamp::from_ms(end_ms)))
+    }
+
+    /// Makes a counter's rows since `since` those of the counter of `period`: runs, with what grants
+    /// paid of them, and meter events; and all pending holds, whose runs can be reported only there.
+    /// Answers what that is for the two counters, which the caller writes. What stays behind is
+    /// billed until `period` begins.
+    pub async fn move_rows(
+        &mut self,
+        key: &CounterKey,
+        since: Timestamp,
+        period: BillingPeriod,
+    ) -> Result<Moved> {
+        let runs = format!("{EVENTS_OF_COUNTER} AND recorded_at_ms >= $5");
+        let keys = format!("SELECT request_key FROM usage_events WHERE {runs}");
+        let draws = format!("{OF_COUNTER} AND request_key IN ({keys})");
+        let sum = |column: &str, table: &str, rows: &str| {
+            format!(
+                "SELECT CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS v FROM {table} WHERE {rows}"
+            )
+        };
+        let moved = Moved {
+            usage: self.number_of(key, sum("counted_units", "usage_events", &runs), since).await?,
+            from_grants: self.number_of(key, sum("units", "grant_draws", &draws), since).await?,
+            reserved: self.move_holds(key, period).await?,
+        };
+        let stay = format!(
+            "{OF_COUNTER} AND timestamp_ms < $5 AND state <> 'delivered' AND billable_until_ms > $6"
+        );
+        for sql in [
+            format!("UPDATE grant_draws SET period_start_ms = $6 WHERE {draws}"),
+            format!("UPDATE usage_events SET counted_from_ms = $6 WHERE {runs}"),
+            format!("UPDATE meter_events SET billable_until_ms = $6 WHERE {stay}"),
+        ] {
+            let query = of(key, sql).bind(since.ms()).bind(period.start.ms());
+            query.execute(self.connection()).await?;
+        }
+        let sql = format!(
+            "UPDATE meter_events SET period_start_ms = $6, billable_until_ms = $7 \
+             WHERE {OF_COUNTER} AND timestamp_ms >= $5"
+        );
+        of(key, sql)
+            .bind(since.ms())
+            .bind(period.start.ms())
+            .bind(period.billable_until().ms())
+            .execute(self.connection())
+            .await?;
+        Ok(moved)
+    }
+
+    /// Answers the units they hold.
+    async fn move_holds(&mut self, key: &CounterKey, period: BillingPeriod) -> Result<i64> {
+        let pending = format!("{OF_COUNTER} AND state = 'pending'");
+        let sql = format!(
+            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM reservations WHERE {pending}"
+        );
+        let units = of(key, sql).fetch_one(self.connection()).await?.try_get("v")?;
+        let sql = format!(
+            "UPDATE reservations SET period_start_ms = $5, period_end_ms = $6 WHERE {pending}"
+        );
+        of(key, sql)
+            .bind(period.start.ms())
+            .bind(period.end.ms())
+            .execute(self.connection())
+            .await?;
+        Ok(units)
+    }
+
+    async fn number_of(&mut self, key: &CounterKey, sql: String, moment: Timestamp) -> Result<i64> {
+        let row = of(key, sql).bind(moment.ms()).fetch_one(self.connection()).await?;
+        Ok(row.try_get("v")?)
+    }
+}
+
+/// A statement about one counter, named by `$1` to `$4`.
+fn of(key: &CounterKey, sql: String) -> Query<'static, Any, AnyArguments> {
+    sqlx::query(assembled(sql))
+        .bind(key.customer_id.to_string())
+        .bind(key.feature_id.to_string())
+        .bind(key.series)
+        .bind(key.period_start.ms())
+}
+
+/// What can be billed only until then has waited too long at `now`.
+fn overdue_before(now: Timestamp) -> Timestamp {
+    now.plus(DRAFT_FOR.saturating_sub(ALARM_AFTER))
+}
+
+fn read_overdue(row: &AnyRow) -> Result<Overdue> {
+    Ok(Overdue {
+        counter: read_key(row)?,
+        units: row.try_get("units")?,
+        billable_until: time(row, "billable_until_ms")?,
+    })
+}

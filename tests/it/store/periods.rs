@@ -1,0 +1,111 @@
+//! The ends of periods: what is due before and after them, and rows that move from one counter to
+//! another.
+
+use tollgate::store::periods::Moved;
+
+use super::*;
+
+fn event(identifier: &str, minutes: u64) -> NewMeterEvent {
+    let timestamp = now().plus(Duration::from_secs(60 * minutes));
+    let end = timestamp.plus(Duration::from_secs(300));
+    NewMeterEvent {
+        identifier: identifier.to_owned(),
+        idempotency_key: format!("{identifier}-send"),
+        counter: counter_key(),
+        stripe_customer_id: "cus_1".to_owned(),
+        window: OpenWindow { start: timestamp, end, ..window() },
+        timestamp,
+        billable_until: Some(november().billable_until()),
+    }
+}
+
+/// A customer with a counter of seven units, three of them since ten minutes after [`now`], and two
+/// meter events of three.
+async fn used(db: &TestDb) -> (Store, Clock) {
+    let clock = Clock::manual(now());
+    let store = Store::open(&db.url.clone().into(), clock.clone()).await.unwrap();
+    store.migrate().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_customer(&customer()).await.unwrap();
+    tx.update_customer(&customer()).await.unwrap();
+    let run = |id: &str, units: i64, minutes: u64| {
+        let mut run = usage_event();
+        run.facts.counted = units;
+        run.facts.decided_at = now().plus(Duration::from_secs(60 * minutes));
+        NewEvent { key: EventKey::Own(id.to_owned()), ..run }
+    };
+    tx.insert_events(&[run("evt_1", 4, 0), run("evt_2", 3, 10)]).await.unwrap();
+    let counter = Counter { usage: 7, open: Some(window()), ..Counter::default() };
+    tx.put_counters(&[(counter_key(), november().end, counter)]).await.unwrap();
+    for event in [event("tg_1", 0), event("tg_2", 10)] {
+        tx.insert_meter_event(&event).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    (store, clock)
+}
+
+fn in_minutes(minutes: u64) -> Timestamp {
+    now().plus(Duration::from_secs(60 * minutes))
+}
+
+both_databases! {
+    async fn usage_of_a_period_that_ends_is_found_and_told_of(db: TestDb) {
+        let (store, clock) = used(&db).await;
+        let end = november().end;
+        assert_eq!(store.customers_to_flush(now(), end, 9).await.unwrap(), [acme()]);
+        assert_eq!(store.customers_to_flush(end, end, 9).await.unwrap(), []);
+        assert_eq!(store.due_meter_events_of(&acme(), 9).await.unwrap().len(), 2);
+        assert_eq!(store.overdue_units().await.unwrap(), (0, 0));
+        assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap(), []);
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.tell_overdue().await.unwrap(), []);
+        tx.end_series(&acme(), 0, now()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(store.overdue_units().await.unwrap(), (0, 0), "just closed");
+        clock.advance(Duration::from_secs(60)).unwrap();
+        assert_eq!(store.overdue_units().await.unwrap(), (6, 2));
+        assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap().len(), 2);
+        let mut tx = store.begin().await.unwrap();
+        let told = tx.tell_overdue().await.unwrap();
+        assert_eq!((&told[0].counter, told[0].units, told[0].billable_until), (&counter_key(), 6, now()));
+        assert_eq!(tx.tell_overdue().await.unwrap(), [], "once");
+        tx.commit().await.unwrap();
+        assert_eq!(store.overdue_units().await.unwrap(), (6, 0));
+        assert_eq!(rows(&db.url, "SELECT period_end_ms FROM usage_counters").await, [now().ms().to_string()]);
+    }
+
+    async fn rows_move_to_the_counter_of_the_period_that_they_are_of(db: TestDb) {
+        let (store, _) = used(&db).await;
+        let period = BillingPeriod { start: in_minutes(2), end: november().end };
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(tx.counters_across(&acme(), 0, period.start).await.unwrap(), [counter_key()]);
+        assert_eq!(tx.counters_across(&acme(), 0, november().start).await.unwrap(), []);
+        assert_eq!(tx.units_metered_since(&counter_key(), period.start).await.unwrap(), 3);
+        let frozen = tx.frozen_across(&counter_key(), period.start).await.unwrap();
+        assert_eq!(frozen, Some(in_minutes(5)), "the window that began before");
+        assert_eq!(tx.frozen_across(&counter_key(), in_minutes(7)).await.unwrap(), None);
+        let moved = tx.move_rows(&counter_key(), in_minutes(5), period).await.unwrap();
+        assert_eq!(moved, Moved { usage: 3, reserved: 0, from_grants: 0 });
+        assert_eq!(tx.move_rows(&counter_key(), in_minutes(5), period).await.unwrap(), Moved::default());
+        tx.commit().await.unwrap();
+        let moved_to = CounterKey { period_start: period.start, ..counter_key() };
+        assert_eq!(store.sum_of_events(&moved_to).await.unwrap(), 3);
+        assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 4);
+        let until = "SELECT identifier, period_start_ms, billable_until_ms FROM meter_events ORDER BY identifier";
+        let (start, begun) = (november().start.ms(), period.start.ms());
+        assert_eq!(rows(&db.url, until).await, [
+            format!("tg_1|{start}|{begun}"), format!("tg_2|{begun}|{}", period.billable_until().ms()),
+        ]);
+    }
+
+    async fn a_period_that_is_longer_is_longer_everywhere(db: TestDb) {
+        let (store, _) = used(&db).await;
+        let longer = BillingPeriod { end: november().end.plus(Duration::from_secs(60)), ..november() };
+        let mut tx = store.begin().await.unwrap();
+        tx.set_period_end(&acme(), 0, longer).await.unwrap();
+        tx.set_period_end(&acme(), 1, november()).await.unwrap();
+        tx.commit().await.unwrap();
+        let ends = "SELECT DISTINCT billable_until_ms FROM meter_events UNION SELECT period_end_ms FROM usage_counters ORDER BY 1";
+        assert_eq!(rows(&db.url, ends).await, [longer.end.ms().to_string(), longer.billable_until().ms().to_string()]);
+    }
+}
