@@ -50,9 +50,11 @@ function watch() {
     return request.abort();
   });
   page.on('console', (message) => {
-    // That a document's own status is no success is for the story to judge.
+    // That a document's own status is no success is for the story to judge; and some browsers ask
+    // for an icon that no page speaks of.
+    const { url } = message.location();
     const isStatus = message.text().startsWith('Failed to load resource');
-    if (isStatus && message.location().url === page.url()) return;
+    if (isStatus && (url === page.url() || url.endsWith('/favicon.ico'))) return;
     if (message.type() === 'error') faults.push(`console: ${message.text()}`);
   });
   page.on('pageerror', (error) => faults.push(`throws: ${error.message}`));
