@@ -6,6 +6,7 @@ mod harness;
 
 mod api_keys;
 mod bad_input;
+mod browser;
 mod cli;
 mod deploy;
 mod gate;

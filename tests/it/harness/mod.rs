@@ -1,6 +1,8 @@
 //! What the tests stand on: databases to fill and throw away, a mail server, the official Stripe
-//! SDK, a whole daemon with its surroundings, and the built program as a process of its own.
+//! SDK, a real browser, a whole daemon with its surroundings, and the built program as a process of
+//! its own.
 
+pub mod browser;
 pub mod judge;
 pub mod load;
 #[macro_use]

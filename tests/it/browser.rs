@@ -1,0 +1,192 @@
+//! What customers and founders see: the mails, the pages they lead to and the report, in a real
+//! Chromium, each on a phone and on a desktop, in light and in dark.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::browser::Browser;
+use crate::harness::postgres::TestDb;
+use crate::harness::world::{ADMIN_TOKEN, World};
+
+const PLANS: &str = include_str!("../../plans.example.toml");
+const NONE: [&str; 0] = [];
+
+/// A daemon that is reached at the address its links begin with, and a browser that may ask it and
+/// Stripe's pages.
+struct Scene {
+    world: World,
+    browser: Browser,
+    _db: TestDb,
+}
+
+impl Scene {
+    async fn open() -> Self {
+        Self::with_plans(PLANS).await
+    }
+
+    async fn with_plans(plans: &str) -> Self {
+        let db = TestDb::sqlite();
+        let mut world = World::with_plans(&db, plans).await;
+        let address = world.url("");
+        world.restart_with(&[("TOLLGATE_PUBLIC_URL", &address)]).await;
+        let browser = Browser::start(&[&address, &world.sim.base_url()]);
+        Self { world, browser, _db: db }
+    }
+
+    /// A customer with runs, and the mail that is due, if any.
+    async fn with_runs(&self, customer: &str, runs: i64) {
+        self.world.customer(customer).await;
+        self.world.runs(customer, runs).await;
+        self.world.settle().await;
+    }
+
+    /// Opens the newest mail as its reader would.
+    async fn open_mail(&self) {
+        self.browser.show(&self.world.mail.mail().html).await;
+    }
+
+    /// Claims that a person can read all this on the page, and that nothing is wrong with it.
+    async fn reads(&self, facts: &[&str]) {
+        let text = self.browser.text().await;
+        for fact in facts {
+            assert!(text.contains(fact), "no {fact:?} in {text}");
+        }
+        assert_eq!(self.browser.faults().await, NONE);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nudge_leads_from_the_mail_to_the_way_up() {
+    let scene = Scene::open().await;
+    scene.with_runs("acme", 160).await;
+    scene.open_mail().await;
+    assert_eq!(scene.browser.buttons().await, ["Upgrade to Pro"]);
+    scene
+        .reads(&["You've used 80% of your AI runs this month.", "unlimited runs for $99/month"])
+        .await;
+    assert_eq!(scene.browser.follow("Upgrade to Pro").await, 200);
+    assert!(scene.browser.address().await.starts_with(&scene.world.url("/upgrade?token=")));
+    scene.reads(&["Starter", "AI runs", "160 of 200 used", "Pro gives you unlimited runs"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mail_at_the_cap_and_the_denied_answer_lead_to_the_same_page() {
+    let scene = Scene::open().await;
+    scene.with_runs("acme", 200).await;
+    scene.open_mail().await;
+    assert_eq!(scene.browser.buttons().await, ["Upgrade to Pro"]);
+    scene.reads(&["You've used all of your AI runs this month."]).await;
+    assert_eq!(scene.browser.follow("Upgrade to Pro").await, 200);
+    let from_mail = scene.browser.text().await;
+
+    let denied = scene.world.run("acme").await;
+    let link = denied["upgrade"]["url"].as_str().expect("a denial names the way up");
+    assert_eq!(scene.browser.open(link).await, 200);
+    assert_eq!(scene.browser.text().await, from_mail);
+    scene.reads(&["200 of 200 used"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mail_after_an_upgrade_leads_to_the_usage() {
+    let scene = Scene::open().await;
+    scene.world.customer("acme").await;
+    let acme = scene.world.link("acme").await;
+    scene.world.subscribe(&acme, "pro_monthly").await;
+    scene.world.runs("acme", 1500).await;
+    scene.world.advance(Duration::from_secs(86_400)).await;
+    scene.open_mail().await;
+    assert_eq!(scene.browser.buttons().await, ["View usage"]);
+    scene.reads(&["Your AI runs are now uncapped.", "Invite up to five teammates"]).await;
+    assert_eq!(scene.browser.follow("View usage").await, 200);
+    scene.reads(&["Pro", "1,500 of 2,000 used"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_pays_on_stripes_page_comes_back_and_has_the_new_plan() {
+    let scene = Scene::open().await;
+    scene.with_runs("acme", 200).await;
+    let denied = scene.world.run("acme").await;
+    let link = denied["upgrade"]["url"].as_str().expect("a denial names the way up");
+    let price = scene.world.price("pro_monthly").await;
+    let form = [
+        ("mode", "subscription"),
+        ("client_reference_id", "acme"),
+        ("line_items[0][price]", &price),
+        ("line_items[0][quantity]", "1"),
+        ("success_url", link),
+    ];
+    let checkout = scene.world.stripe("POST", "/v1/checkout/sessions", &form).await;
+    assert_eq!(scene.browser.open(checkout["url"].as_str().expect("an address")).await, 200);
+    assert!(scene.browser.text().await.contains("99.00 USD"));
+    assert_eq!(scene.browser.follow("Pay").await, 200);
+    assert_eq!(scene.browser.address().await, link);
+    scene.world.settle().await;
+    scene.browser.open(link).await;
+    scene.reads(&["Pro"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_altered_or_expired_says_so_in_a_sentence() {
+    let scene = Scene::open().await;
+    scene.with_runs("acme", 160).await;
+    scene.open_mail().await;
+    scene.browser.follow("Upgrade to Pro").await;
+    let link = scene.browser.address().await;
+    assert_eq!(scene.browser.open(&link.replace("/upgrade?", "/usage?")).await, 403);
+    assert_eq!(scene.browser.text().await, "this link is not valid");
+    scene.world.advance_to("2026-12-01T00:00:00Z").await;
+    assert_eq!(scene.browser.open(&link).await, 403);
+    assert_eq!(scene.browser.text().await, "this link has expired");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_as_long_as_they_may_be_fit_on_a_phone() {
+    let long = "Abcdefghij".repeat(10);
+    let plans = PLANS
+        .replace("name = \"AI runs\"", &format!("name = \"{long}\""))
+        .replace("name = \"Pro\"", &format!("name = \"{long}\""))
+        .replace("name = \"Starter\"", &format!("name = \"{long}\""));
+    let scene = Scene::with_plans(&plans).await;
+    let customer = json!({"email": "ada@example.com", "name": long});
+    scene.world.call("PUT", "/v1/customers/acme", &customer).await.ok();
+    scene.world.runs("acme", 160).await;
+    scene.world.settle().await;
+    scene.open_mail().await;
+    scene.reads(&[&format!("Hi {long},")]).await;
+    scene.browser.follow(&format!("Upgrade to {long}")).await;
+    scene.reads(&["160 of 200 used"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_api_is_documented_on_a_page_for_everybody() {
+    let scene = Scene::open().await;
+    assert_eq!(scene.browser.open(&scene.world.url("/docs")).await, 200);
+    scene.reads(&["/v1/check", "A decision is always a 200", "required_balance"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_founder_reads_what_to_charge() {
+    let scene = Scene::open().await;
+    scene.world.customer("idle").await;
+    for (customer, runs) in [("acme", 3), ("globex", 40), ("initech", 120)] {
+        scene.world.customer(customer).await;
+        let body = json!({
+            "customer_id": customer, "feature_id": "ai_runs", "send_event": true,
+            "required_balance": runs,
+            "properties": {"model": "claude-haiku", "input_tokens": 3000, "output_tokens": 500},
+        });
+        scene.world.call("POST", "/v1/check", &body).await.ok();
+    }
+    let report = scene.world.url("/admin/report/pricing");
+    assert_eq!(scene.browser.open(&report).await, 401);
+    assert_eq!(scene.browser.open_as(ADMIN_TOKEN, &report).await, 200);
+    scene
+        .reads(&[
+            "What to charge, and where to gate",
+            "Gross margin",
+            "Starter",
+            "customers by use",
+        ])
+        .await;
+}
