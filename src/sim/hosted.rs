@@ -122,6 +122,7 @@ fn page(title: &str, text: &str, buttons: &[Button]) -> String {
     });
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
+         <link rel=\"icon\" href=\"data:,\">\
          </head><body><h1>{title}</h1><p>{text}</p>{}</body></html>",
         buttons.collect::<String>()
     )

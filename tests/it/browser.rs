@@ -41,6 +41,12 @@ impl Scene {
         self.world.settle().await;
     }
 
+    /// The way up that the answer names to a run that is denied.
+    async fn way_up(&self, customer: &str) -> String {
+        let denied = self.world.run(customer).await;
+        denied["upgrade"]["url"].as_str().expect("a denial names the way up").to_owned()
+    }
+
     /// Opens the newest mail as its reader would.
     async fn open_mail(&self) {
         self.browser.show(&self.world.mail.mail().html).await;
@@ -80,9 +86,7 @@ async fn the_mail_at_the_cap_and_the_denied_answer_lead_to_the_same_page() {
     assert_eq!(scene.browser.follow("Upgrade to Pro").await, 200);
     let from_mail = scene.browser.text().await;
 
-    let denied = scene.world.run("acme").await;
-    let link = denied["upgrade"]["url"].as_str().expect("a denial names the way up");
-    assert_eq!(scene.browser.open(link).await, 200);
+    assert_eq!(scene.browser.open(&scene.way_up("acme").await).await, 200);
     assert_eq!(scene.browser.text().await, from_mail);
     scene.reads(&["200 of 200 used"]).await;
 }
@@ -106,15 +110,14 @@ async fn the_mail_after_an_upgrade_leads_to_the_usage() {
 async fn who_pays_on_stripes_page_comes_back_and_has_the_new_plan() {
     let scene = Scene::open().await;
     scene.with_runs("acme", 200).await;
-    let denied = scene.world.run("acme").await;
-    let link = denied["upgrade"]["url"].as_str().expect("a denial names the way up");
+    let link = scene.way_up("acme").await;
     let price = scene.world.price("pro_monthly").await;
     let form = [
         ("mode", "subscription"),
         ("client_reference_id", "acme"),
         ("line_items[0][price]", &price),
         ("line_items[0][quantity]", "1"),
-        ("success_url", link),
+        ("success_url", &link),
     ];
     let checkout = scene.world.stripe("POST", "/v1/checkout/sessions", &form).await;
     assert_eq!(scene.browser.open(checkout["url"].as_str().expect("an address")).await, 200);
@@ -122,7 +125,7 @@ async fn who_pays_on_stripes_page_comes_back_and_has_the_new_plan() {
     assert_eq!(scene.browser.follow("Pay").await, 200);
     assert_eq!(scene.browser.address().await, link);
     scene.world.settle().await;
-    scene.browser.open(link).await;
+    scene.browser.open(&link).await;
     scene.reads(&["Pro"]).await;
 }
 

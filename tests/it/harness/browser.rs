@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_fault_is_found_and_told_once() {
+    async fn every_fault_is_found_and_goes_with_its_page() {
         let browser = Browser::start(&[]);
         browser.show(&page("<p>All is well.</p>")).await;
         assert_eq!(browser.faults().await, [""; 0]);
@@ -202,6 +202,12 @@ mod tests {
         assert_eq!(browser.faults().await, [""; 0]);
     }
 
+    /// A page that sends the browser on by itself.
+    fn sent_on(query: Option<String>) -> String {
+        let address = format!("/thanks?{}", query.unwrap_or_default());
+        page(&format!("<meta http-equiv=\"refresh\" content=\"0; url={address}\">"))
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_form_is_filled_in_and_sent_by_its_names() {
         let form = page(
@@ -211,7 +217,8 @@ mod tests {
         );
         let router = axum::Router::new()
             .route("/", get(|| async { Html(form) }))
-            .route("/order", get(|RawQuery(query)| async { query.unwrap_or_default() }));
+            .route("/order", get(|RawQuery(query)| async { Html(sent_on(query)) }))
+            .route("/thanks", get(|RawQuery(query)| async { query.unwrap_or_default() }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shop = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async { axum::serve(listener, router).await });
@@ -221,7 +228,7 @@ mod tests {
         assert_eq!(browser.buttons().await, ["Order", "Later"]);
         browser.fill("Seats", "5").await;
         assert_eq!(browser.follow("Order").await, 200);
-        assert_eq!(browser.address().await, format!("{shop}/order?seats=5"));
+        assert_eq!(browser.address().await, format!("{shop}/thanks?seats=5"));
         assert_eq!(browser.text().await, "seats=5");
     }
 }
