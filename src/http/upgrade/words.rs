@@ -1,0 +1,239 @@
+//! What the upgrade page says, in a customer's words.
+
+use serde::Serialize;
+use tera::Context;
+
+use crate::clock::Timestamp;
+use crate::domain::answer::offer;
+use crate::domain::money::Money;
+use crate::domain::plan::{Catalog, Plan, Price};
+use crate::domain::returning::Return;
+use crate::domain::upgrade::{NoWay, Quote};
+use crate::sync::upgrade::{State, UpgradeError, View};
+
+/// One box of the page.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Said {
+    heading: String,
+    lines: Vec<String>,
+    facts: Vec<(String, String)>,
+    /// What the button says, and thereby whether there is one.
+    button: Option<String>,
+    /// Words and address.
+    link: Option<(String, String)>,
+}
+
+impl Said {
+    fn new(heading: impl Into<String>, lines: &[&str]) -> Self {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        Self { heading: heading.into(), lines, ..Self::default() }
+    }
+
+    fn button(mut self, words: impl Into<String>) -> Self {
+        self.button = Some(words.into());
+        self
+    }
+
+    fn link(mut self, words: &str, url: Option<&String>) -> Self {
+        self.link = url.map(|url| (words.to_owned(), url.clone()));
+        self
+    }
+
+    fn fact(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.facts.push((name.to_owned(), value.into()));
+        self
+    }
+
+    fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+}
+
+/// `December 1`.
+pub fn day(at: Timestamp) -> String {
+    at.to_jiff().strftime("%B %-d").to_string()
+}
+
+/// `December 1 at 09:30 UTC`.
+fn moment(at: Timestamp) -> String {
+    at.to_jiff().strftime("%B %-d at %H:%M UTC").to_string()
+}
+
+/// What the page says of a view. `returned`: how the customer came back from Stripe, if it did.
+pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
+    let now = view.plan.as_ref().map_or("your plan", |plan| plan.name.as_str());
+    let Some(wanted) = &view.wanted else {
+        return Said::new("This is the highest plan", &["There is none above it."]);
+    };
+    let state = match &view.state {
+        Ok(state) => state,
+        Err(error) => return Said::new("Not right now", &[&of_error(error)]),
+    };
+    let turned_back = returned == Some(Return::Canceled);
+    match state {
+        State::Nothing => Said::new("This is the highest plan", &["There is none above it."]),
+        State::On => on(wanted, returned),
+        State::AtStripe if returned == Some(Return::Done) => Said::new(
+            "Nearly done",
+            &["Stripe has not told us of your payment yet. Load this page again in a moment."],
+        ),
+        State::AtStripe => {
+            let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
+            offered(said, wanted, catalog)
+                .line("You confirm it on the next page, which is Stripe's.")
+                .button(format!("Continue to {}", wanted.name))
+        }
+        State::Confirm { quote, until, ends } => {
+            let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
+            confirm(offered(said, wanted, catalog), wanted, now, *quote, *until, *ends)
+        }
+        State::AtPeriodEnd { at } => {
+            let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
+            offered(said, wanted, catalog)
+                .fact("Due now", "nothing")
+                .line(format!("You keep {now} until {}. From then on it is {}.", day(*at), wanted.name))
+                .button(format!("Change to {} on {}", wanted.name, day(*at)))
+        }
+        State::Planned { at } => {
+            let line = format!(
+                "You keep {now} until {}. From then on it is {}. Nothing is due now.",
+                day(*at),
+                wanted.name
+            );
+            Said::new(format!("{} begins on {}", wanted.name, day(*at)), &[&line])
+                .button(format!("Keep {now} instead"))
+        }
+        State::Keep { at } => {
+            let line = format!("A change of your plan on {} is planned.", day(*at));
+            Said::new(format!("You are on the {} plan", wanted.name), &[&line])
+                .button(format!("Keep {now}"))
+        }
+        State::Pending { until, url } => pending(wanted, now, *until, url.as_ref()),
+        State::Mend { url } => {
+            let lines =
+                ["Your last payment did not go through. Once it is paid you can change your plan."];
+            Said::new("A payment is missing", &lines)
+                .link("Pay the open invoice", url.as_ref())
+                .button("Open the billing page")
+        }
+        State::Refused(no_way) => Said::new("Not right now", &[refused(*no_way)]),
+    }
+}
+
+fn unchanged(turned_back: bool) -> &'static [&'static str] {
+    if turned_back { &["You turned back: nothing was changed."] } else { &[] }
+}
+
+fn on(wanted: &Plan, returned: Option<Return>) -> Said {
+    let done = if returned == Some(Return::Done) { "Done. " } else { "" };
+    let line = format!("{done}You are on the {} plan, and everything in it is open to you.", wanted.name);
+    Said::new(format!("You are on {}", wanted.name), &[&line])
+}
+
+/// What the wanted plan gives, and what it costs.
+fn offered(mut said: Said, wanted: &Plan, catalog: &Catalog) -> Said {
+    for feature_id in wanted.limits.keys() {
+        let Some(feature) = catalog.features.get(feature_id) else { continue };
+        said = said.fact(&feature.name, offer(feature, wanted).gives);
+    }
+    match &wanted.price {
+        Some(price) => said.fact("Price", price.display()),
+        None => said,
+    }
+}
+
+fn confirm(
+    said: Said,
+    wanted: &Plan,
+    now: &str,
+    quote: Quote,
+    until: Timestamp,
+    ends: bool,
+) -> Said {
+    let due = quote.due_now;
+    let nothing = due.minor <= 0;
+    let due_words = if nothing { "nothing".to_owned() } else { due.to_string() };
+    let said = said.fact("Due now", due_words);
+    let said = if ends {
+        said.line(format!(
+            "Your subscription ends on {}, as planned. The new plan holds until then.",
+            day(until)
+        ))
+    } else {
+        let each = wanted.price.as_ref().map(|price| later(quote.later, price));
+        said.fact(&format!("From {}", day(until)), each.unwrap_or_else(|| quote.later.to_string()))
+    };
+    if nothing {
+        return said.button(format!("Change to {}", wanted.name));
+    }
+    said.line(format!(
+        "The card you pay with is charged now. If the payment does not go through, you stay on {now}."
+    ))
+    .button(format!("Confirm and pay {due}"))
+}
+
+/// `$99/month`, if that is what a period comes to.
+fn later(amount: Money, price: &Price) -> String {
+    format!("{amount}/{}", price.interval.label())
+}
+
+fn pending(wanted: &Plan, now: &str, until: Timestamp, url: Option<&String>) -> Said {
+    let lines = [
+        format!("Your plan is unchanged: you are on {now}."),
+        "Either your bank wants you to confirm the payment, or your card was declined. You can \
+         finish it on Stripe's page, with this card or another one."
+            .to_owned(),
+        format!("{} begins as soon as it is paid.", wanted.name),
+        format!("If you do nothing, it is dropped on {}, and nothing is charged.", moment(until)),
+    ];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    Said::new("Your payment is not complete yet", &lines).link("Finish the payment", url)
+}
+
+fn refused(no_way: NoWay) -> &'static str {
+    match no_way {
+        NoWay::AlreadyOnPlan => "You are on this plan already.",
+        NoWay::Ends => {
+            "Your subscription ends when its period does. Until then you keep your plan."
+        }
+        NoWay::Scheduled => {
+            "A change of your subscription is planned already. Ask the people who sell it to you."
+        }
+    }
+}
+
+/// After a payment that was refused at once.
+pub fn declined(view: &View) -> Said {
+    let now = view.plan.as_ref().map_or("what it was", |plan| plan.name.as_str());
+    let line = format!("Your plan is unchanged: {now}. Try again, or pay with another card.");
+    Said::new("Your card was declined", &[&line]).button("Try again")
+}
+
+/// The page between ours and Stripe's. A form may lead to our own address only, and Stripe's pages
+/// may be at an address of the seller's own; so the way there is not a redirect of the form's.
+pub fn away(url: &str) -> Context {
+    let said = Said::new("On to Stripe", &["You are being taken to Stripe's page."]);
+    let said = said.link("Continue", Some(&url.to_owned()));
+    let mut context = Context::new();
+    context.insert("title", "One moment");
+    context.insert("refresh", url);
+    context.insert("said", &said);
+    context
+}
+
+/// What a customer may know of an error.
+pub fn of_error(error: &UpgradeError) -> String {
+    match error {
+        UpgradeError::NoWay(no_way) => refused(*no_way).to_owned(),
+        UpgradeError::NotConfigured => {
+            "To upgrade, open the billing page of the product you use.".to_owned()
+        }
+        UpgradeError::NoTier(_) | UpgradeError::StripeCustomerDeleted => {
+            "Your subscription cannot be changed here. Ask the people who sell it to you.".to_owned()
+        }
+        _ => "The plan cannot be changed right now, and nothing was changed. Try again in a few \
+              minutes."
+            .to_owned(),
+    }
+}
