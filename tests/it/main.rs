@@ -26,5 +26,6 @@ mod simulator;
 mod store;
 mod sync;
 mod tidy;
+mod upgrade;
 mod usage;
 mod webhooks;

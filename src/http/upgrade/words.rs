@@ -16,11 +16,22 @@ use crate::sync::upgrade::{State, UpgradeError, View};
 pub struct Said {
     heading: String,
     lines: Vec<String>,
-    facts: Vec<(String, String)>,
+    facts: Vec<Fact>,
     /// What the button says, and thereby whether there is one.
     button: Option<String>,
-    /// Words and address.
-    link: Option<(String, String)>,
+    link: Option<Link>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Fact {
+    name: String,
+    value: String,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Link {
+    words: &'static str,
+    url: String,
 }
 
 impl Said {
@@ -34,13 +45,13 @@ impl Said {
         self
     }
 
-    fn link(mut self, words: &str, url: Option<&String>) -> Self {
-        self.link = url.map(|url| (words.to_owned(), url.clone()));
+    fn link(mut self, words: &'static str, url: Option<&String>) -> Self {
+        self.link = url.map(|url| Link { words, url: url.clone() });
         self
     }
 
     fn fact(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.facts.push((name.to_owned(), value.into()));
+        self.facts.push(Fact { name: name.to_owned(), value: value.into() });
         self
     }
 
