@@ -44,6 +44,8 @@ struct Payload {
     return_url: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quoted_at_s: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quoted: Option<String>,
 }
 
 /// What a link to the upgrade page, or the button on it, is about.
@@ -54,11 +56,19 @@ pub struct Ticket {
     pub plan_id: Option<PlanId>,
     /// Where to go afterwards, as the product said.
     pub return_url: Option<String>,
-    /// When the page was made whose button carries this, in whole seconds: what it said the change
-    /// costs was reckoned then. Signed, so that nobody chooses the moment.
-    pub quoted_at: Option<Timestamp>,
+    /// On a button: what the page said beside it.
+    pub quoted: Option<Quoted>,
     /// In whole seconds.
     pub expires_at: Timestamp,
+}
+
+/// What a page said of a change when it was made. Signed, so that nobody chooses what he pays for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quoted {
+    /// When that was, in whole seconds: what the change costs was reckoned then.
+    pub at: Timestamp,
+    /// From what to what: a fingerprint.
+    pub change: String,
 }
 
 /// Makes links and checks them. The first key signs, all of them are accepted.
@@ -104,6 +114,7 @@ impl Links {
             plan_id: None,
             return_url: None,
             quoted_at_s: None,
+            quoted: None,
         })
     }
 
@@ -115,7 +126,8 @@ impl Links {
             expires_at_s: ticket.expires_at.seconds(),
             plan_id: ticket.plan_id.clone(),
             return_url: ticket.return_url.clone(),
-            quoted_at_s: ticket.quoted_at.map(Timestamp::seconds),
+            quoted_at_s: ticket.quoted.as_ref().map(|quoted| quoted.at.seconds()),
+            quoted: ticket.quoted.as_ref().map(|quoted| quoted.change.clone()),
         })
     }
 
@@ -138,11 +150,12 @@ impl Links {
     /// The ticket that a token of the upgrade page is, if it is good at `now`.
     pub fn verify_upgrade(&self, token: &str, now: Timestamp) -> Result<Ticket, InvalidToken> {
         let payload = self.payload(Purpose::Upgrade, token, now)?;
+        let quoted_at = payload.quoted_at_s.map(Timestamp::from_seconds);
         Ok(Ticket {
             customer_id: payload.customer_id,
             plan_id: payload.plan_id,
             return_url: payload.return_url,
-            quoted_at: payload.quoted_at_s.map(Timestamp::from_seconds),
+            quoted: quoted_at.zip(payload.quoted).map(|(at, change)| Quoted { at, change }),
             expires_at: Timestamp::from_seconds(payload.expires_at_s),
         })
     }
@@ -216,7 +229,10 @@ mod tests {
             customer_id: "acme".parse().unwrap(),
             plan_id: Some("pro".parse().unwrap()),
             return_url: Some("https://app.example.com/settings".to_owned()),
-            quoted_at: Some(Timestamp::from_seconds(900)),
+            quoted: Some(Quoted {
+                at: Timestamp::from_seconds(900),
+                change: "from this to that".to_owned(),
+            }),
             expires_at: Timestamp::from_seconds(1_000),
         };
         let (links, now) = (links(&["key"]), Timestamp::from_seconds(999));
@@ -238,7 +254,7 @@ mod tests {
         let links = links(&["key"]);
         let url = links.url(Purpose::Upgrade, &acme, end);
         let ticket = links.verify_upgrade(token(&url), Timestamp::from_seconds(0)).unwrap();
-        assert_eq!((ticket.plan_id.clone(), ticket.quoted_at), (None, None));
+        assert_eq!((&ticket.plan_id, &ticket.quoted), (&None, &None));
         assert_eq!(links.upgrade_url(&ticket), url);
     }
 

@@ -127,6 +127,9 @@ mod tests {
             "https://app.example.com/settings?tab=plan&tollgate_upgrade=done#top"
         );
         let bare = origins().check("https://app.example.com").unwrap();
-        assert_eq!(bare.with(Return::Canceled), "https://app.example.com/?tollgate_upgrade=canceled");
+        assert_eq!(
+            bare.with(Return::Canceled),
+            "https://app.example.com/?tollgate_upgrade=canceled"
+        );
     }
 }

@@ -90,10 +90,7 @@ type Giving<'a, 'c> = (&'a Subscription, &'a SubscriptionItem, &'c Plan);
 
 /// Of the live subscriptions to a plan of ours the one that lets the customer run, then the one of
 /// the highest rank.
-fn best<'a, 'c>(
-    catalog: &'c Catalog,
-    subscriptions: &'a [Subscription],
-) -> Option<Giving<'a, 'c>> {
+fn best<'a, 'c>(catalog: &'c Catalog, subscriptions: &'a [Subscription]) -> Option<Giving<'a, 'c>> {
     subscriptions
         .iter()
         .filter(|s| is_live(&s.status))

@@ -3,8 +3,8 @@
 //! | live subscription | wanted plan | way |
 //! |---|---|---|
 //! | none, or only `incomplete` | any with a price | Checkout |
-//! | `trialing`, `active`; one item, and the portal offers the price | higher | the portal |
-//! | `trialing`, `active`; several items, or no such portal | higher | our confirm page |
+//! | `trialing`, `active`; one item, nothing planned, and the portal offers the price | higher | the portal |
+//! | `trialing`, `active`; otherwise | higher | our confirm page |
 //! | `trialing`, `active` | lower | our confirm page: at the period's end |
 //! | `past_due`, `unpaid`, `paused` | any other | first the payment is mended |
 //! | a change of it waits for its payment | any other | first that payment |
@@ -53,7 +53,8 @@ pub struct Item {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
     pub id: String,
-    /// Made by a downgrade here, and not by a person in Stripe's Dashboard or by its portal.
+    /// Made by a downgrade here, and not by a person in Stripe's Dashboard or by its portal; or it
+    /// plans nothing, as one of ours does before its phases are written.
     pub is_ours: bool,
     /// When the present phase began.
     pub phase_start: Option<Timestamp>,
@@ -127,8 +128,9 @@ pub fn way(
     let Some(Current { plan, terms, .. }) = current else { return Ok(Way::Checkout) };
     let planned = terms.schedule.as_ref();
     if plan.id == wanted.id {
-        let ours = planned.is_some_and(|schedule| schedule.is_ours);
-        return if ours { Ok(Way::Keep) } else { Err(NoWay::AlreadyOnPlan) };
+        let moves =
+            planned.is_some_and(|schedule| schedule.is_ours && !schedule.next_price_ids.is_empty());
+        return if moves { Ok(Way::Keep) } else { Err(NoWay::AlreadyOnPlan) };
     }
     if terms.pending_until.is_some() {
         return Ok(Way::Pending);
@@ -142,8 +144,9 @@ pub fn way(
     if wanted.rank < plan.rank {
         return if terms.ends { Err(NoWay::Ends) } else { Ok(Way::AtPeriodEnd) };
     }
-    // The portal takes neither several items nor a schedule.
-    let simple = terms.items.len() == 1 && planned.is_none();
+    // The portal takes neither several items nor a schedule, and does not say what it makes of a
+    // subscription that ends.
+    let simple = terms.items.len() == 1 && planned.is_none() && !terms.ends;
     let offered = portal.is_some_and(|portal| portal.may_offer(price_id));
     Ok(if simple && offered { Way::Portal } else { Way::Confirm })
 }
@@ -178,7 +181,8 @@ mod tests {
 
     fn schedule(is_ours: bool) -> Schedule {
         let id = "sub_sched_1".to_owned();
-        Schedule { id, is_ours, phase_start: None, next_price_ids: Vec::new() }
+        let next_price_ids = vec!["price_starter".to_owned()];
+        Schedule { id, is_ours, phase_start: None, next_price_ids }
     }
 
     /// Active, on one item.
@@ -241,7 +245,7 @@ mod tests {
     fn down_waits_for_the_periods_end_whatever_the_portal_offers() {
         assert_eq!(from_pro(terms(), "starter"), Ok(Way::AtPeriodEnd));
         assert_eq!(from_pro(Terms { ends: true, ..terms() }, "starter"), Err(NoWay::Ends));
-        assert_eq!(from_pro(Terms { ends: true, ..terms() }, "team"), Ok(Way::Portal));
+        assert_eq!(from_pro(Terms { ends: true, ..terms() }, "team"), Ok(Way::Confirm));
     }
 
     #[test]
@@ -263,5 +267,8 @@ mod tests {
         assert_eq!(from_pro(others, "pro"), Err(NoWay::AlreadyOnPlan));
         let ours = Terms { schedule: Some(schedule(true)), ..terms() };
         assert_eq!(from_pro(ours, "pro"), Ok(Way::Keep));
+        let empty = Schedule { next_price_ids: Vec::new(), ..schedule(true) };
+        let empty = Terms { schedule: Some(empty), ..terms() };
+        assert_eq!(from_pro(empty, "pro"), Err(NoWay::AlreadyOnPlan));
     }
 }

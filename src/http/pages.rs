@@ -73,7 +73,8 @@ pub(super) struct FeatureRow {
     ))]
 pub async fn usage(State(daemon): State<Daemon>, token: Token) -> Response {
     shown(async {
-        let bad = || ApiError::new(StatusCode::BAD_REQUEST, "invalid_link", "this link is not valid");
+        let bad =
+            || ApiError::new(StatusCode::BAD_REQUEST, "invalid_link", "this link is not valid");
         let Query(query) = token.map_err(|_| bad())?;
         usage_page(&daemon, &query.token).await
     })
@@ -95,8 +96,7 @@ pub(super) async fn shown(page: impl Future<Output = Result<Response, ApiError>>
 
 async fn usage_page(daemon: &Daemon, token: &str) -> Result<Response, ApiError> {
     let app = &daemon.app;
-    let forbidden =
-        |why: String| ApiError::new(StatusCode::FORBIDDEN, "invalid_link", why);
+    let forbidden = |why: String| ApiError::new(StatusCode::FORBIDDEN, "invalid_link", why);
     let id = app
         .links
         .verify(Purpose::Usage, token, app.clock.now())

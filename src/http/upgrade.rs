@@ -221,7 +221,8 @@ pub async fn go(State(daemon): State<Daemon>, body: Result<Body, ApiError>) -> R
             }
             Step::Declined => {
                 let view = look(&daemon.app, &ticket).await.map_err(for_people)?;
-                let said = words::declined(&view);
+                let again = Ticket { quoted: None, ..ticket.clone() };
+                let said = words::declined(&view, &daemon.app.links.upgrade_url(&again));
                 render(&daemon, &ticket, &view, said).await
             }
         }

@@ -134,15 +134,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// The customer's Checkout, if there is one.
-    pub async fn checkout(&self, id: &CustomerId) -> Result<Option<Checkout>> {
-        let sql = format!("SELECT {COLUMNS} FROM checkouts WHERE customer_id = $1");
-        let row = sqlx::query(assembled(sql)).bind(id.as_str()).fetch_optional(&self.readers).await?;
-        row.as_ref().map(read).transpose()
-    }
-
-    /// Forgets `held`, whose session is over or was never made, if it is still in force as it was
-    /// read.
+    /// Forgets `held`, which nobody was shown, if it is still in force as it was read.
     pub async fn drop_checkout(&self, held: &Checkout) -> Result<()> {
         sqlx::query(
             "DELETE FROM checkouts WHERE customer_id = $1 AND checkout_id = $2 \

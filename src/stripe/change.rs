@@ -18,8 +18,8 @@ pub struct PlanChange<'a> {
     pub subscription_id: &'a str,
     pub item_id: &'a str,
     pub price_id: &'a str,
-    /// Stripe takes one unless it is told.
-    pub quantity: u64,
+    /// Stripe takes one unless it is told; `None` for a metered price.
+    pub quantity: Option<u64>,
     /// From when on the new price is reckoned, so that it costs what its preview said.
     pub proration_at: Timestamp,
 }
@@ -44,7 +44,8 @@ impl Stripe {
             true => self.all_items(subscription_id).await?,
             false => found.items.data,
         };
-        let unpaid = found.latest_invoice.filter(|invoice| invoice.status.as_deref() == Some("open"));
+        let unpaid =
+            found.latest_invoice.filter(|invoice| invoice.status.as_deref() == Some("open"));
         Ok(Terms {
             subscription_id: found.id,
             status: SubscriptionStatus::from(found.status.as_str()),
@@ -108,10 +109,8 @@ impl Stripe {
             payment_behavior: &'static str,
         }
         let id = path_segment(change.subscription_id, "subscription id")?;
-        let form = Form {
-            change: ChangeForm::of(change),
-            payment_behavior: "pending_if_incomplete",
-        };
+        let form =
+            Form { change: ChangeForm::of(change), payment_behavior: "pending_if_incomplete" };
         self.post_once::<Unread>(&format!("/subscriptions/{id}"), &form, key).await.map(|_| ())
     }
 
@@ -168,7 +167,8 @@ impl Stripe {
             metadata: OurMetadata { tollgate_customer_id: customer_id },
             phases: [now, then],
         };
-        let path = format!("/subscription_schedules/{}", path_segment(&schedule.id, "schedule id")?);
+        let path =
+            format!("/subscription_schedules/{}", path_segment(&schedule.id, "schedule id")?);
         self.post::<Unread>(&path, &form).await.map(|_| ())
     }
 
@@ -185,8 +185,7 @@ impl Stripe {
 
 fn money(minor: i64, invoice: &Invoice) -> Result<Money, StripeError> {
     let currency: Result<Currency, _> = invoice.currency.parse();
-    let currency =
-        currency.map_err(|_| StripeError::unreachable("a preview has no currency"))?;
+    let currency = currency.map_err(|_| StripeError::unreachable("a preview has no currency"))?;
     Ok(Money { minor, currency })
 }
 
@@ -242,6 +241,7 @@ struct LatestInvoice {
 #[derive(miniserde::Deserialize)]
 struct FoundSchedule {
     id: String,
+    end_behavior: String,
     metadata: Option<HashMap<String, String>>,
     current_phase: Option<CurrentPhase>,
     phases: Vec<FoundPhase>,
@@ -268,10 +268,12 @@ impl From<FoundSchedule> for Schedule {
     fn from(found: FoundSchedule) -> Self {
         let end = found.current_phase.as_ref().map(|phase| phase.end_date);
         let next = found.phases.into_iter().find(|phase| Some(phase.start_date) == end);
+        let plans_nothing = next.is_none() && found.end_behavior == "release";
         let next_items = next.into_iter().flat_map(|phase| phase.items);
+        let is_named = found.metadata.is_some_and(|all| all.contains_key(CUSTOMER_ID_KEY));
         Self {
             id: found.id,
-            is_ours: found.metadata.is_some_and(|all| all.contains_key(CUSTOMER_ID_KEY)),
+            is_ours: is_named || plans_nothing,
             phase_start: found.current_phase.map(|now| Timestamp::from_seconds(now.start_date)),
             next_price_ids: next_items.map(|item| item.price).collect(),
         }
@@ -303,7 +305,8 @@ struct ChangeForm<'a> {
 struct ChangedItem<'a> {
     id: &'a str,
     price: &'a str,
-    quantity: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<u64>,
 }
 
 impl<'a> ChangeForm<'a> {

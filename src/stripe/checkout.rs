@@ -40,7 +40,9 @@ pub struct CheckoutSession {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckoutState {
     /// Somebody may still pay, here.
-    Open { url: String },
+    Open {
+        url: String,
+    },
     /// It was paid, and there is a subscription.
     Complete,
     Expired,

@@ -18,7 +18,7 @@ pub enum PortalFlow<'a> {
     /// The portal's home: how it is paid, and what was.
     Home,
     /// The confirmation of another price for the subscription's only item.
-    Confirm { subscription_id: &'a str, item_id: &'a str, price_id: &'a str, quantity: u64 },
+    Confirm { subscription_id: &'a str, item_id: &'a str, price_id: &'a str, quantity: Option<u64> },
 }
 
 impl Stripe {
@@ -111,7 +111,8 @@ struct Product {
 impl From<Configuration> for Portal {
     fn from(configuration: Configuration) -> Self {
         let update = configuration.features.subscription_update;
-        let prices = |all: Vec<Product>| all.into_iter().flat_map(|product| product.prices).collect();
+        let prices =
+            |all: Vec<Product>| all.into_iter().flat_map(|product| product.prices).collect();
         let price_ids = match update.enabled {
             true => update.products.map(prices),
             false => Some(Vec::new()),
@@ -148,7 +149,8 @@ struct Confirm<'a> {
 struct FlowItem<'a> {
     id: &'a str,
     price: &'a str,
-    quantity: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<u64>,
 }
 
 #[derive(Serialize)]

@@ -5,6 +5,7 @@ mod migration;
 mod particular;
 mod keep;
 mod replicas;
+mod upgrades;
 
 use std::path::Path;
 use std::time::Duration;

@@ -145,7 +145,8 @@ async fn press(world: &World, token: &str) -> (u16, Option<String>, String) {
     let status = response.status().as_u16();
     let location = response.headers().get("location").map(|to| to.to_str().unwrap().to_owned());
     let page = plain(response.text().await.unwrap());
-    let away = page.split_once("content=\"0; url=").map(|(_, rest)| rest.split('"').next().unwrap());
+    let away =
+        page.split_once("content=\"0; url=").map(|(_, rest)| rest.split('"').next().unwrap());
     let location = location.map(|query| format!("{PUBLIC}/upgrade{query}"));
     (status, location.or_else(|| away.map(str::to_owned)), page)
 }

@@ -74,16 +74,15 @@ fn moment(at: Timestamp) -> String {
 /// What the page says of a view. `returned`: how the customer came back from Stripe, if it did.
 pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
     let now = view.plan.as_ref().map_or("your plan", |plan| plan.name.as_str());
-    let Some(wanted) = &view.wanted else {
-        return Said::new("This is the highest plan", &["There is none above it."]);
-    };
+    let nothing = || Said::new("There is no other plan for you here", &[]);
+    let Some(wanted) = &view.wanted else { return nothing() };
     let state = match &view.state {
         Ok(state) => state,
         Err(error) => return Said::new("Not right now", &[&of_error(error)]),
     };
     let turned_back = returned == Some(Return::Canceled);
     match state {
-        State::Nothing => Said::new("This is the highest plan", &["There is none above it."]),
+        State::Nothing => nothing(),
         State::On => on(wanted, returned),
         State::AtStripe if returned == Some(Return::Done) => Said::new(
             "Nearly done",
@@ -95,15 +94,21 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
                 .line("You confirm it on the next page, which is Stripe's.")
                 .button(format!("Continue to {}", wanted.name))
         }
-        State::Confirm { quote, until, ends } => {
+        State::Confirm { quote, until, ends, instead } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
+            let given_up = format!("What was planned for {} is given up.", day(*until));
+            let said = if *instead { said.line(given_up) } else { said };
             confirm(offered(said, wanted, catalog), wanted, now, *quote, *until, *ends)
         }
         State::AtPeriodEnd { at } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
             offered(said, wanted, catalog)
                 .fact("Due now", "nothing")
-                .line(format!("You keep {now} until {}. From then on it is {}.", day(*at), wanted.name))
+                .line(format!(
+                    "You keep {now} until {}. From then on it is {}.",
+                    day(*at),
+                    wanted.name
+                ))
                 .button(format!("Change to {} on {}", wanted.name, day(*at)))
         }
         State::Planned { at } => {
@@ -138,7 +143,8 @@ fn unchanged(turned_back: bool) -> &'static [&'static str] {
 
 fn on(wanted: &Plan, returned: Option<Return>) -> Said {
     let done = if returned == Some(Return::Done) { "Done. " } else { "" };
-    let line = format!("{done}You are on the {} plan, and everything in it is open to you.", wanted.name);
+    let line =
+        format!("{done}You are on the {} plan, and everything in it is open to you.", wanted.name);
     Said::new(format!("You are on {}", wanted.name), &[&line])
 }
 
@@ -215,10 +221,10 @@ fn refused(no_way: NoWay) -> &'static str {
 }
 
 /// After a payment that was refused at once.
-pub fn declined(view: &View) -> Said {
+pub fn declined(view: &View, again: &str) -> Said {
     let now = view.plan.as_ref().map_or("what it was", |plan| plan.name.as_str());
     let line = format!("Your plan is unchanged: {now}. Try again, or pay with another card.");
-    Said::new("Your card was declined", &[&line]).button("Try again")
+    Said::new("Your card was declined", &[&line]).link("Try again", Some(&again.to_owned()))
 }
 
 /// The page between ours and Stripe's. A form may lead to our own address only, and Stripe's pages
@@ -241,7 +247,8 @@ pub fn of_error(error: &UpgradeError) -> String {
             "To upgrade, open the billing page of the product you use.".to_owned()
         }
         UpgradeError::NoTier(_) | UpgradeError::StripeCustomerDeleted => {
-            "Your subscription cannot be changed here. Ask the people who sell it to you.".to_owned()
+            "Your subscription cannot be changed here. Ask the people who sell it to you."
+                .to_owned()
         }
         _ => "The plan cannot be changed right now, and nothing was changed. Try again in a few \
               minutes."

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::link::Ticket;
+use crate::domain::link::{Quoted, Ticket};
 use crate::domain::upgrade::{Current, NoWay, Way};
 use crate::stripe::{PlanChange, StripeError, StripeErrorKind};
 
@@ -38,24 +38,26 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     };
     let wish = Wish::of(app, ticket, &plan_id);
     let look = Step::Look { token: app.links.upgrade_token(&wish.ticket()) };
-    let survey =
-        survey(app, &catalog, &ticket.customer_id, buyable(&catalog, &plan_id)?).await?;
-    let quoted_at =
-        ticket.quoted_at.filter(|at| app.clock.now().since(*at) < QUOTE_FOR);
-    match (survey.way, quoted_at) {
-        (Err(NoWay::AlreadyOnPlan), _) => {
+    let survey = survey(app, &catalog, &ticket.customer_id, buyable(&catalog, &plan_id)?).await?;
+    let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
+    let quoted = ticket.quoted.as_ref().filter(fresh);
+    // What was agreed to must be what is about to happen.
+    let agreed = quoted.filter(|quoted| quoted.change == fingerprint(&survey));
+    match (survey.way, quoted, agreed) {
+        (Err(NoWay::AlreadyOnPlan), _, _) => {
             sync_now(app, &ticket.customer_id).await;
             Ok(look)
         }
-        (Ok(way @ (Way::Confirm | Way::AtPeriodEnd | Way::Keep)), Some(quoted_at)) => {
-            match carry_out(app, &survey, way, quoted_at).await? {
+        (Ok(way @ Way::Keep), Some(quoted), _)
+        | (Ok(way @ (Way::Confirm | Way::AtPeriodEnd)), _, Some(quoted)) => {
+            match carry_out(app, &survey, way, quoted.at).await? {
                 Outcome::Declined => Ok(Step::Declined),
                 Outcome::AsStripeSays => Ok(look),
             }
         }
         // What it costs must be seen before it is agreed to.
-        (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _) => Ok(look),
-        (way, _) => {
+        (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _, _) => Ok(look),
+        (way, _, _) => {
             way?;
             let start = match set_out(app, &survey, &wish, &mut None).await? {
                 Some(start) => start,
@@ -67,6 +69,20 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
             })
         }
     }
+}
+
+/// From what to what: another seat or another price since the page was made is another change.
+pub(super) fn fingerprint(survey: &Survey<'_>) -> String {
+    let Some(current) = &survey.current else { return String::new() };
+    let item = &current.item;
+    let parts = [
+        current.terms.subscription_id.as_str(),
+        &item.id,
+        &item.price_id,
+        &format!("{:?}", item.quantity),
+        &survey.price_id,
+    ];
+    hex::encode(&Sha256::digest(parts.join("\n"))[..8])
 }
 
 enum Outcome {
@@ -114,7 +130,7 @@ pub(super) fn plan_change<'a>(
         subscription_id: &current.terms.subscription_id,
         item_id: &current.item.id,
         price_id,
-        quantity: current.item.quantity.unwrap_or(1),
+        quantity: current.item.quantity,
         proration_at: quoted_at,
     }
 }
@@ -126,7 +142,7 @@ fn key(customer_id: &str, change: &PlanChange<'_>) -> String {
         change.subscription_id,
         change.item_id,
         change.price_id,
-        &change.quantity.to_string(),
+        &format!("{:?}", change.quantity),
         &change.proration_at.seconds().to_string(),
     ];
     format!("change_{}", hex::encode(Sha256::digest(parts.join("\n"))))

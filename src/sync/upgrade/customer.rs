@@ -18,10 +18,7 @@ const KEY_FOR: Duration = Duration::from_secs(23 * 3600);
 /// All who try share one claim and so one idempotency key. A key that is of no more use, because it
 /// is old or Stripe repeats a failure under it, is changed only after Stripe's list has shown that
 /// nothing was made under it.
-pub(super) async fn ensure(
-    app: &App,
-    survey: &Survey<'_>,
-) -> Result<Option<String>, UpgradeError> {
+pub(super) async fn ensure(app: &App, survey: &Survey<'_>) -> Result<Option<String>, UpgradeError> {
     let customer = &survey.customer;
     if let Some(stripe_id) = &customer.stripe_customer_id {
         return Ok(Some(stripe_id.clone()));

@@ -77,7 +77,7 @@ impl Wish {
             customer_id: self.customer_id.clone(),
             plan_id: Some(self.plan_id.clone()),
             return_url: self.return_url.as_ref().map(|url| url.as_str().to_owned()),
-            quoted_at: None,
+            quoted: None,
             expires_at: self.expires_at,
         }
     }
@@ -234,10 +234,7 @@ async fn set_out(
     wish: &Wish,
     over: &mut Option<String>,
 ) -> Result<Option<Start>, UpgradeError> {
-    let ours = || Start {
-        url: app.links.upgrade_url(&wish.ticket()),
-        kind: StartKind::Confirm,
-    };
+    let ours = || Start { url: app.links.upgrade_url(&wish.ticket()), kind: StartKind::Confirm };
     match survey.way? {
         Way::Checkout => {
             let url = checkout::open(app, survey, &wish.way_back(app), over).await?;
@@ -267,7 +264,7 @@ async fn portal_link(
             subscription_id: &current.terms.subscription_id,
             item_id: &current.item.id,
             price_id: &survey.price_id,
-            quantity: current.item.quantity.unwrap_or(1),
+            quantity: current.item.quantity,
         },
         _ => PortalFlow::Home,
     };

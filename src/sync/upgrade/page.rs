@@ -1,12 +1,12 @@
 //! What our own page says: which change is possible and what it costs, or what came of it.
 
-use super::change::plan_change;
+use super::change::{fingerprint, plan_change};
 use super::{Survey, UpgradeError, buyable, survey, sync_now};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::PlanId;
-use crate::domain::link::Ticket;
+use crate::domain::link::{Quoted, Ticket};
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::upgrade::{Current, NoWay, Quote, Way};
 
@@ -40,17 +40,30 @@ pub enum State {
         until: Timestamp,
         /// The subscription ends then.
         ends: bool,
+        /// Something was planned for then, and is given up.
+        instead: bool,
     },
     /// It is to be confirmed here, for then.
-    AtPeriodEnd { at: Timestamp },
+    AtPeriodEnd {
+        at: Timestamp,
+    },
     /// It is planned for then; the button keeps the present plan.
-    Planned { at: Timestamp },
+    Planned {
+        at: Timestamp,
+    },
     /// A move down from here is planned for then, and can be given up.
-    Keep { at: Timestamp },
+    Keep {
+        at: Timestamp,
+    },
     /// A change waits for its payment: until then, and here.
-    Pending { until: Timestamp, url: Option<String> },
+    Pending {
+        until: Timestamp,
+        url: Option<String>,
+    },
     /// The present plan is not paid for: here it can be.
-    Mend { url: Option<String> },
+    Mend {
+        url: Option<String>,
+    },
     Refused(NoWay),
 }
 
@@ -66,9 +79,13 @@ pub async fn look(app: &App, ticket: &Ticket) -> Result<View, UpgradeError> {
     };
     // In whole seconds, as a ticket keeps it and Stripe takes it.
     let now = Timestamp::from_seconds(app.clock.now().seconds());
-    let state = match wanted {
+    let found = match wanted {
         Some(wanted) => state_of(app, &catalog, ticket, wanted, now).await,
-        None => Ok(State::Nothing),
+        None => Ok((State::Nothing, String::new())),
+    };
+    let (state, change) = match found {
+        Ok((state, change)) => (Ok(state), change),
+        Err(error) => (Err(error), String::new()),
     };
     let customer = app.store.customer(&ticket.customer_id).await?;
     let customer = customer.ok_or(UpgradeError::UnknownCustomer)?;
@@ -76,7 +93,7 @@ pub async fn look(app: &App, ticket: &Ticket) -> Result<View, UpgradeError> {
     // What is planned can be taken back.
     let to = if matches!(state, Ok(State::Planned { .. })) { plan } else { wanted };
     let plan_id = to.map(|plan| plan.id.clone());
-    let button = Ticket { plan_id, quoted_at: Some(now), ..ticket.clone() };
+    let button = Ticket { plan_id, quoted: Some(Quoted { at: now, change }), ..ticket.clone() };
     Ok(View {
         plan: plan.cloned(),
         customer,
@@ -100,22 +117,24 @@ pub(super) async fn plan_of(
     Ok(customer.tier.plan(catalog).and_then(|plan| plan.upgrade_to.clone()))
 }
 
+/// The state, and the fingerprint of the change that it is about.
 async fn state_of(
     app: &App,
     catalog: &Catalog,
     ticket: &Ticket,
     wanted: &Plan,
     now: Timestamp,
-) -> Result<State, UpgradeError> {
+) -> Result<(State, String), UpgradeError> {
     let survey = survey(app, catalog, &ticket.customer_id, wanted).await?;
     if is_news(&survey) {
         sync_now(app, &ticket.customer_id).await;
     }
-    let Some(current) = &survey.current else { return Ok(State::AtStripe) };
+    let change = fingerprint(&survey);
+    let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
     let terms = &current.terms;
     let at = current.item.period_end;
     let url = terms.unpaid_invoice_url.clone();
-    Ok(match survey.way {
+    let state = match survey.way {
         Err(NoWay::AlreadyOnPlan) => State::On,
         Err(no_way) => State::Refused(no_way),
         Ok(Way::Checkout | Way::Portal) => State::AtStripe,
@@ -125,11 +144,13 @@ async fn state_of(
         Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => State::Planned { at },
         Ok(Way::AtPeriodEnd) => State::AtPeriodEnd { at },
         Ok(Way::Confirm) => {
-            let quote =
-                survey.stripe.quote(plan_change(current, &survey.price_id, now)).await?;
-            State::Confirm { quote, until: at, ends: terms.ends }
+            let quote = survey.stripe.quote(plan_change(current, &survey.price_id, now)).await?;
+            let planned = terms.schedule.as_ref();
+            let instead = planned.is_some_and(|schedule| !schedule.next_price_ids.is_empty());
+            State::Confirm { quote, until: at, ends: terms.ends, instead }
         }
-    })
+    };
+    Ok((state, change))
 }
 
 /// Whether Stripe says something that has not been heard of here yet: then the customer, who may

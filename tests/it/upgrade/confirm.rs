@@ -163,6 +163,25 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "starter");
     }
 
+    async fn what_has_become_dearer_since_it_was_shown_is_shown_anew(db: TestDb) {
+        let world = start(&db).await;
+        let (stripe_id, subscription) = with_two_items(&world, "acme").await;
+        let (_, url) = upgrade(&world, "acme", "pro").await;
+        let token = token_in(&read(&world, &url).await);
+        let path = format!("/v1/subscriptions/{subscription}");
+        let item = world.stripe("GET", &path, &[]).await["items"]["data"][0]["id"].clone();
+        let seats = [
+            ("items[0][id]", item.as_str().unwrap()),
+            ("items[0][quantity]", "2"),
+            ("proration_behavior", "none"),
+        ];
+        world.stripe("POST", &path, &seats).await;
+        let (status, location, _) = press(&world, &token).await;
+        assert_eq!(status, 303);
+        assert!(read(&world, &location.unwrap()).await.contains("Confirm and pay $70"));
+        assert_eq!(charges(&world, &stripe_id).await, []);
+    }
+
     async fn a_lost_answer_is_one_change_all_the_same(db: TestDb) {
         let world = start(&db).await;
         let (stripe_id, subscription) = with_two_items(&world, "acme").await;

@@ -58,11 +58,37 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "team");
     }
 
-    async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
+    async fn a_crash_before_anything_is_planned_leaves_nothing_in_the_way(db: TestDb) {
         let world = start(&db).await;
         let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
         let form = [("from_subscription", subscription.as_str())];
         world.stripe("POST", "/v1/subscription_schedules", &form).await;
+        assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        assert!(go_on(&world, &down).await.contains("Starter begins on December 1"));
+        let (_, up) = upgrade(&world, "acme", "team").await;
+        let page = read(&world, &up).await;
+        assert!(page.contains("What was planned for December 1 is given up."), "{page}");
+        assert!(go_on(&world, &up).await.contains("You are on Team"));
+    }
+
+    async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
+        let world = start(&db).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let form = [("from_subscription", subscription.as_str())];
+        let made = world.stripe("POST", "/v1/subscription_schedules", &form).await;
+        let (phase, price) = (&made["phases"][0], world.price("team_monthly").await);
+        let (start, end) = (phase["start_date"].to_string(), phase["end_date"].to_string());
+        let form = [
+            ("phases[0][items][0][price]", phase["items"][0]["price"].as_str().unwrap()),
+            ("phases[0][items][0][quantity]", "1"),
+            ("phases[0][start_date]", &start),
+            ("phases[0][end_date]", &end),
+            ("phases[1][items][0][price]", &price),
+            ("phases[1][items][0][quantity]", "1"),
+        ];
+        let path = format!("/v1/subscription_schedules/{}", made["id"].as_str().unwrap());
+        world.stripe("POST", &path, &form).await;
         for plan in ["starter", "team"] {
             let error = ask(&world, "acme", plan, APP).await.error();
             assert_eq!(error, "subscription_scheduled: plan_id", "{plan}");

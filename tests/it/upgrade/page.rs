@@ -58,7 +58,8 @@ both_databases! {
         let (status, away, _) = press(&world, &token_in(&page)).await;
         assert_eq!(status, 200);
         world.sim.confirm_portal(id_in(&away.unwrap())).unwrap();
-        assert!(read(&world, &link_of(&world, "acme").await).await.contains("Starter plan") == false);
+        let page = read(&world, &link_of(&world, "acme").await).await;
+        assert!(page.contains("Pro plan") && page.contains("You are on Pro"), "{page}");
     }
 
     async fn the_same_button_again_does_not_lead_to_the_plan_after_next(db: TestDb) {
