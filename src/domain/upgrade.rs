@@ -34,8 +34,28 @@ pub struct Terms {
     /// A change waits for its payment until this moment.
     pub pending_until: Option<Timestamp>,
     pub schedule: Option<Schedule>,
-    /// Stripe's page of the newest invoice, if that is not paid.
-    pub unpaid_invoice_url: Option<String>,
+    /// The newest invoice, if that is not paid.
+    pub unpaid: Option<UnpaidInvoice>,
+}
+
+/// An invoice that was tried to be paid in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpaidInvoice {
+    pub id: String,
+    /// Stripe's page on which it can be paid.
+    pub url: Option<String>,
+    pub created_at: Timestamp,
+}
+
+/// What keeps an invoice from being paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hurdle {
+    /// The bank wants the customer to confirm the payment (3-D Secure).
+    Bank,
+    /// The card was declined.
+    Card,
+    /// Stripe has not said yet.
+    Unknown,
 }
 
 /// One price within it.
@@ -194,7 +214,7 @@ mod tests {
             ends: false,
             pending_until: None,
             schedule: None,
-            unpaid_invoice_url: None,
+            unpaid: None,
         }
     }
 

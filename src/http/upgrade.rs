@@ -22,6 +22,7 @@ use crate::clock::Timestamp;
 use crate::domain::ids::PlanId;
 use crate::domain::link::{Purpose, Ticket};
 use crate::domain::returning::{MAX_RETURN_URL, Return};
+use crate::domain::upgrade::NoWay;
 use crate::sync::upgrade::{
     StartKind, State as Stand, Step, UpgradeError, View, Wish, look, proceed, start,
 };
@@ -128,7 +129,6 @@ impl From<UpgradeError> for ApiError {
                 Self::unavailable("not_configured", error.to_string())
             }
             UpgradeError::NoWay(no_way) => {
-                use crate::domain::upgrade::NoWay;
                 let code = match no_way {
                     NoWay::AlreadyOnPlan => "already_on_plan",
                     NoWay::Ends => "subscription_ends",
@@ -146,7 +146,7 @@ impl From<UpgradeError> for ApiError {
             UpgradeError::Overtaken => conflict("overtaken", &error),
             UpgradeError::Stripe(_) => {
                 tracing::error!(%error, "Stripe could not be asked for an upgrade");
-                Self::unavailable("stripe_unavailable", "Stripe cannot answer; nothing was changed")
+                Self::unavailable("stripe_unavailable", "Stripe cannot answer now; ask again")
             }
             UpgradeError::Store(_) => {
                 tracing::error!(%error, "the database could not answer a request");
@@ -208,7 +208,7 @@ pub async fn show(
         (status = 408, description = "The body took over 30 s", content_type = "text/plain", body = String),
         (status = 409, description = "The plan cannot be changed like this", content_type = "text/plain", body = String),
         (status = 413, description = "The body has more than 1 MiB", content_type = "text/plain", body = String),
-        (status = 503, description = "Not now; nothing was changed", content_type = "text/plain", body = String),
+        (status = 503, description = "Not now", content_type = "text/plain", body = String),
     ))]
 pub async fn go(State(daemon): State<Daemon>, body: Result<Body, ApiError>) -> Response {
     shown(async {

@@ -10,7 +10,7 @@ use super::{Stripe, StripeError};
 use crate::clock::Timestamp;
 use crate::domain::money::{Currency, Money};
 use crate::domain::subscription::SubscriptionStatus;
-use crate::domain::upgrade::{Item, Quote, Schedule, Terms};
+use crate::domain::upgrade::{Hurdle, Item, Quote, Schedule, Terms, UnpaidInvoice};
 
 /// Another price for one of a subscription's items; the others stay as they are.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,11 @@ impl Stripe {
                 .pending_update
                 .map(|pending| Timestamp::from_seconds(pending.expires_at)),
             schedule,
-            unpaid_invoice_url: unpaid.and_then(|invoice| invoice.hosted_invoice_url),
+            unpaid: unpaid.map(|invoice| UnpaidInvoice {
+                id: invoice.id,
+                url: invoice.hosted_invoice_url,
+                created_at: Timestamp::from_seconds(invoice.created),
+            }),
         })
     }
 
@@ -75,6 +79,40 @@ impl Stripe {
         let path = format!("/subscription_schedules/{}", path_segment(id, "schedule id")?);
         let found: FoundSchedule = self.get(&path, &Nothing {}).await?;
         Ok(found.into())
+    }
+
+    /// What keeps `invoice` from being paid, as far as the events since it was made tell. It is
+    /// for words only: what is so, the invoice's page and the subscription say.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses to answer.
+    pub async fn hurdle(&self, invoice: &UnpaidInvoice) -> Result<Hurdle, StripeError> {
+        const BANK: &str = "invoice.payment_action_required";
+        const CARD: &str = "invoice.payment_failed";
+        #[derive(Serialize)]
+        struct Since {
+            gte: i64,
+        }
+        #[derive(Serialize)]
+        struct Query {
+            types: [&'static str; 2],
+            created: Since,
+            limit: i64,
+        }
+        let created = Since { gte: invoice.created_at.seconds() };
+        let query = Query { types: [BANK, CARD], created, limit: 100 };
+        let page: Page<FoundEvent> = self.get("/events", &query).await?;
+        let told = |kind: &str| {
+            let of =
+                |event: &FoundEvent| event.data.object.id.as_deref() == Some(invoice.id.as_str());
+            page.data.iter().any(|event| event.kind == kind && of(event))
+        };
+        // Where the bank is to confirm, the attempt has failed as well.
+        Ok(match (told(BANK), told(CARD)) {
+            (true, _) => Hurdle::Bank,
+            (false, true) => Hurdle::Card,
+            (false, false) => Hurdle::Unknown,
+        })
     }
 
     /// What a change comes to, by Stripe's own reckoning: what is due on confirmation, and what
@@ -234,8 +272,27 @@ struct PendingUpdate {
 
 #[derive(miniserde::Deserialize)]
 struct LatestInvoice {
+    id: String,
+    created: i64,
     status: Option<String>,
     hosted_invoice_url: Option<String>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundEvent {
+    #[serde(rename = "type")]
+    kind: String,
+    data: FoundData,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundData {
+    object: FoundObject,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundObject {
+    id: Option<String>,
 }
 
 #[derive(miniserde::Deserialize)]

@@ -8,7 +8,7 @@ use crate::domain::answer::offer;
 use crate::domain::money::Money;
 use crate::domain::plan::{Catalog, Plan, Price};
 use crate::domain::returning::Return;
-use crate::domain::upgrade::{NoWay, Quote};
+use crate::domain::upgrade::{Hurdle, NoWay, Quote};
 use crate::sync::upgrade::{State, UpgradeError, View};
 
 /// One box of the page.
@@ -125,7 +125,9 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
             Said::new(format!("You are on the {} plan", wanted.name), &[&line])
                 .button(format!("Keep {now}"))
         }
-        State::Pending { until, url } => pending(wanted, now, *until, url.as_ref()),
+        State::Pending { until, url, hurdle } => {
+            pending(wanted, now, *until, *hurdle).link("Finish the payment", url.as_ref())
+        }
         State::Mend { url } => {
             let lines =
                 ["Your last payment did not go through. Once it is paid you can change your plan."];
@@ -195,17 +197,27 @@ fn later(amount: Money, price: &Price) -> String {
     format!("{amount}/{}", price.interval.label())
 }
 
-fn pending(wanted: &Plan, now: &str, until: Timestamp, url: Option<&String>) -> Said {
-    let lines = [
-        format!("Your plan is unchanged: you are on {now}."),
-        "Either your bank wants you to confirm the payment, or your card was declined. You can \
-         finish it on Stripe's page, with this card or another one."
-            .to_owned(),
-        format!("{} begins as soon as it is paid.", wanted.name),
-        format!("If you do nothing, it is dropped on {}, and nothing is charged.", moment(until)),
-    ];
-    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    Said::new("Your payment is not complete yet", &lines).link("Finish the payment", url)
+fn pending(wanted: &Plan, now: &str, until: Timestamp, hurdle: Hurdle) -> Said {
+    let (heading, why) = match hurdle {
+        Hurdle::Bank => (
+            "Your bank wants you to confirm the payment",
+            "You can do so on Stripe's page, or pay there with another card.",
+        ),
+        Hurdle::Card => {
+            ("Your card was declined", "You can pay with another one on Stripe's page.")
+        }
+        Hurdle::Unknown => (
+            "Your payment is not complete yet",
+            "You can finish it on Stripe's page, with this card or another one.",
+        ),
+    };
+    let unchanged = format!("Your plan is unchanged: you are on {now}.");
+    Said::new(heading, &[&unchanged, why])
+        .line(format!("{} begins as soon as it is paid.", wanted.name))
+        .line(format!(
+            "If you do nothing, it is dropped on {}, and nothing is charged.",
+            moment(until)
+        ))
 }
 
 fn refused(no_way: NoWay) -> &'static str {
@@ -250,8 +262,11 @@ pub fn of_error(error: &UpgradeError) -> String {
             "Your subscription cannot be changed here. Ask the people who sell it to you."
                 .to_owned()
         }
-        _ => "The plan cannot be changed right now, and nothing was changed. Try again in a few \
-              minutes."
-            .to_owned(),
+        // Whether a change whose answer was lost took effect, only another look can tell.
+        _ => {
+            "The plan cannot be changed right now. Try again in a few minutes: this page then says \
+              how it stands."
+                .to_owned()
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::domain::customer::Customer;
 use crate::domain::ids::PlanId;
 use crate::domain::link::{Quoted, Ticket};
 use crate::domain::plan::{Catalog, Plan};
-use crate::domain::upgrade::{Current, NoWay, Quote, Way};
+use crate::domain::upgrade::{Current, Hurdle, NoWay, Quote, Way};
 
 /// What there is to show to the holder of a ticket.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ pub enum State {
     Pending {
         until: Timestamp,
         url: Option<String>,
+        hurdle: Hurdle,
     },
     /// The present plan is not paid for: here it can be.
     Mend {
@@ -133,12 +134,19 @@ async fn state_of(
     let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
     let terms = &current.terms;
     let at = current.item.period_end;
-    let url = terms.unpaid_invoice_url.clone();
+    let url = terms.unpaid.as_ref().and_then(|invoice| invoice.url.clone());
     let state = match survey.way {
         Err(NoWay::AlreadyOnPlan) => State::On,
         Err(no_way) => State::Refused(no_way),
         Ok(Way::Checkout | Way::Portal) => State::AtStripe,
-        Ok(Way::Pending) => State::Pending { until: terms.pending_until.unwrap_or(at), url },
+        Ok(Way::Pending) => {
+            let hurdle = match &terms.unpaid {
+                // A key that may not read events can still sell.
+                Some(invoice) => survey.stripe.hurdle(invoice).await.unwrap_or(Hurdle::Unknown),
+                None => Hurdle::Unknown,
+            };
+            State::Pending { until: terms.pending_until.unwrap_or(at), url, hurdle }
+        }
         Ok(Way::Mend) => State::Mend { url },
         Ok(Way::Keep) => State::Keep { at },
         Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => State::Planned { at },

@@ -110,7 +110,10 @@ both_databases! {
 
     async fn a_declined_card_leaves_the_plan_until_it_is_paid_for(db: TestDb) {
         let world = start(&db).await;
-        for (customer, card) in [("acme", Card::Declines), ("globex", Card::NeedsAuthentication)] {
+        for (customer, card, heading) in [
+            ("acme", Card::Declines, "Your card was declined"),
+            ("globex", Card::NeedsAuthentication, "Your bank wants you to confirm the payment"),
+        ] {
             let (stripe_id, _) = subscriber(&world, customer, "starter_monthly").await;
             let subscription = live(&world, &stripe_id).await[0]["id"].as_str().unwrap().to_owned();
             add_metered_item(&world, &subscription).await;
@@ -119,7 +122,7 @@ both_databases! {
             let page = go_on(&world, &url).await;
             let invoice = open_invoice(&world, &stripe_id).await;
             for fact in [
-                "Your payment is not complete yet",
+                heading,
                 "Your plan is unchanged: you are on Starter.",
                 &format!("href=\"{}/_sim/invoices/{invoice}\"", world.sim.base_url()),
                 "it is dropped on November 2 at 08:00 UTC, and nothing is charged",
