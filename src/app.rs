@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::domain::link::Links;
 use crate::domain::plan::Catalog;
+use crate::domain::returning::ReturnOrigins;
 use crate::entropy::Entropy;
 use crate::mail::Mailer;
 use crate::mail::templates::Templates;
@@ -36,6 +37,8 @@ pub struct Shared {
     pub mailer: Option<Mailer>,
     pub templates: Templates,
     pub links: Links,
+    /// Where customers may be sent back to after an upgrade.
+    pub returns: ReturnOrigins,
     pub credentials: Credentials,
     pub nudges: Nudges,
     pub outages: Outages,

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::link::Links;
 use crate::domain::plan::Catalog;
+use crate::domain::returning::ReturnOrigins;
 use crate::entropy::Entropy;
 use crate::gate::{Gate, terms};
 use crate::http::auth::KeyRing;
@@ -202,6 +203,7 @@ pub async fn start(
         mailer,
         templates,
         links,
+        returns: ReturnOrigins::new(&config.public_url, &config.return_origins),
         credentials: Credentials {
             api_key: config.api_key.clone(),
             admin_token: config.admin_token.clone(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::clock::Timestamp;
-use crate::domain::ids::CustomerId;
+use crate::domain::ids::{CustomerId, PlanId};
 
 /// What a link lets its holder see or do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ use crate::domain::ids::CustomerId;
 pub enum Purpose {
     Upgrade,
     Usage,
+    /// Reading a customer's numbers from within the product's pages, and nothing else.
+    Embed,
 }
 
 impl Purpose {
@@ -26,6 +28,7 @@ impl Purpose {
         match self {
             Self::Upgrade => "upgrade",
             Self::Usage => "usage",
+            Self::Embed => "embed",
         }
     }
 }
@@ -35,6 +38,37 @@ struct Payload {
     customer_id: CustomerId,
     purpose: Purpose,
     expires_at_s: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan_id: Option<PlanId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    return_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quoted_at_s: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quoted: Option<String>,
+}
+
+/// What a link to the upgrade page, or the button on it, is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    pub customer_id: CustomerId,
+    /// The plan to change to; `None` for the next one above whatever the customer is on.
+    pub plan_id: Option<PlanId>,
+    /// Where to go afterwards, as the product said.
+    pub return_url: Option<String>,
+    /// On a button: what the page said beside it.
+    pub quoted: Option<Quoted>,
+    /// In whole seconds.
+    pub expires_at: Timestamp,
+}
+
+/// What a page said of a change when it was made. Signed, so that nobody chooses what he pays for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quoted {
+    /// When that was, in whole seconds: what the change costs was reckoned then.
+    pub at: Timestamp,
+    /// From what to what: a fingerprint.
+    pub change: String,
 }
 
 /// Makes links and checks them. The first key signs, all of them are accepted.
@@ -63,15 +97,67 @@ impl Links {
 
     /// The address for `customer_id` and `purpose`, good until `expires_at`.
     pub fn url(&self, purpose: Purpose, customer_id: &CustomerId, expires_at: Timestamp) -> String {
-        let payload = Payload {
+        self.address(purpose, &self.token(purpose, customer_id, expires_at))
+    }
+
+    /// The token alone.
+    pub fn token(
+        &self,
+        purpose: Purpose,
+        customer_id: &CustomerId,
+        expires_at: Timestamp,
+    ) -> String {
+        self.sign(&Payload {
             customer_id: customer_id.clone(),
             purpose,
             expires_at_s: expires_at.seconds(),
-        };
-        let json = serde_json::to_vec(&payload).expect("a payload is plain JSON");
+            plan_id: None,
+            return_url: None,
+            quoted_at_s: None,
+            quoted: None,
+        })
+    }
+
+    /// The token of an upgrade's link or button. The same ticket gives the same token.
+    pub fn upgrade_token(&self, ticket: &Ticket) -> String {
+        self.sign(&Payload {
+            customer_id: ticket.customer_id.clone(),
+            purpose: Purpose::Upgrade,
+            expires_at_s: ticket.expires_at.seconds(),
+            plan_id: ticket.plan_id.clone(),
+            return_url: ticket.return_url.clone(),
+            quoted_at_s: ticket.quoted.as_ref().map(|quoted| quoted.at.seconds()),
+            quoted: ticket.quoted.as_ref().map(|quoted| quoted.change.clone()),
+        })
+    }
+
+    /// The address of the upgrade page for a ticket.
+    pub fn upgrade_url(&self, ticket: &Ticket) -> String {
+        self.address(Purpose::Upgrade, &self.upgrade_token(ticket))
+    }
+
+    fn address(&self, purpose: Purpose, token: &str) -> String {
+        format!("{}/{}?token={token}", self.public_url, purpose.path())
+    }
+
+    fn sign(&self, payload: &Payload) -> String {
+        let json = serde_json::to_vec(payload).expect("a payload is plain JSON");
         let signed = format!("v1.{}", URL_SAFE_NO_PAD.encode(json));
         let signature = URL_SAFE_NO_PAD.encode(mac(&self.keys[0], &signed).finalize().into_bytes());
-        format!("{}/{}?token={signed}.{signature}", self.public_url, purpose.path())
+        format!("{signed}.{signature}")
+    }
+
+    /// The ticket that a token of the upgrade page is, if it is good at `now`.
+    pub fn verify_upgrade(&self, token: &str, now: Timestamp) -> Result<Ticket, InvalidToken> {
+        let payload = self.payload(Purpose::Upgrade, token, now)?;
+        let quoted_at = payload.quoted_at_s.map(Timestamp::from_seconds);
+        Ok(Ticket {
+            customer_id: payload.customer_id,
+            plan_id: payload.plan_id,
+            return_url: payload.return_url,
+            quoted: quoted_at.zip(payload.quoted).map(|(at, change)| Quoted { at, change }),
+            expires_at: Timestamp::from_seconds(payload.expires_at_s),
+        })
     }
 
     /// Whose token this is, if it is good for `purpose` at `now`.
@@ -81,6 +167,15 @@ impl Links {
         token: &str,
         now: Timestamp,
     ) -> Result<CustomerId, InvalidToken> {
+        self.payload(purpose, token, now).map(|payload| payload.customer_id)
+    }
+
+    fn payload(
+        &self,
+        purpose: Purpose,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Payload, InvalidToken> {
         let (signed, signature) = token.rsplit_once('.').ok_or(InvalidToken::Forged)?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| InvalidToken::Forged)?;
         let genuine = self.keys.iter().any(|key| mac(key, signed).verify_slice(&signature).is_ok());
@@ -93,7 +188,7 @@ impl Links {
         if now.seconds() >= payload.expires_at_s {
             return Err(InvalidToken::Expired);
         }
-        Ok(payload.customer_id)
+        Ok(payload)
     }
 }
 
@@ -126,6 +221,41 @@ mod tests {
         assert_eq!(links.verify(Purpose::Upgrade, token(&url), before), Ok(acme));
         assert_eq!(links.verify(Purpose::Usage, token(&url), before), Err(InvalidToken::Forged));
         assert_eq!(links.verify(Purpose::Upgrade, token(&url), end), Err(InvalidToken::Expired));
+    }
+
+    #[test]
+    fn a_ticket_says_the_same_on_both_sides_and_opens_only_the_upgrade_page() {
+        let ticket = Ticket {
+            customer_id: "acme".parse().unwrap(),
+            plan_id: Some("pro".parse().unwrap()),
+            return_url: Some("https://app.example.com/settings".to_owned()),
+            quoted: Some(Quoted {
+                at: Timestamp::from_seconds(900),
+                change: "from this to that".to_owned(),
+            }),
+            expires_at: Timestamp::from_seconds(1_000),
+        };
+        let (links, now) = (links(&["key"]), Timestamp::from_seconds(999));
+        let url = links.upgrade_url(&ticket);
+        assert_eq!(links.verify_upgrade(token(&url), now), Ok(ticket.clone()));
+        assert_eq!(links.upgrade_url(&ticket), url);
+        let end = ticket.expires_at;
+        assert_eq!(links.verify_upgrade(token(&url), end), Err(InvalidToken::Expired));
+        assert_eq!(links.verify(Purpose::Usage, token(&url), now), Err(InvalidToken::Forged));
+        for purpose in [Purpose::Usage, Purpose::Embed] {
+            let other = links.token(purpose, &ticket.customer_id, end);
+            assert_eq!(links.verify_upgrade(&other, now), Err(InvalidToken::Forged));
+        }
+    }
+
+    #[test]
+    fn the_link_in_a_mail_is_a_ticket_without_a_plan() {
+        let (acme, end) = ("acme".parse().unwrap(), Timestamp::from_seconds(1_000));
+        let links = links(&["key"]);
+        let url = links.url(Purpose::Upgrade, &acme, end);
+        let ticket = links.verify_upgrade(token(&url), Timestamp::from_seconds(0)).unwrap();
+        assert_eq!((&ticket.plan_id, &ticket.quoted), (&None, &None));
+        assert_eq!(links.upgrade_url(&ticket), url);
     }
 
     #[test]

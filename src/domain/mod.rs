@@ -15,6 +15,8 @@ pub mod decision;
 pub mod subscription;
 pub mod customer;
 pub mod tier;
+pub mod upgrade;
 pub mod notice;
 pub mod link;
+pub mod returning;
 pub mod answer;

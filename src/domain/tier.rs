@@ -41,9 +41,7 @@ pub fn tier_from_stripe(
         return Err(NoTier::UnknownStatus { subscription_id, status });
     }
     let live = || subscriptions.iter().filter(|s| is_live(&s.status));
-    let best = live()
-        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (s, item, plan)))
-        .max_by_key(|(s, _, plan)| (lets_run(&s.status), plan.rank, s.created_at, s.id.clone()));
+    let best = best(catalog, subscriptions);
     // Once the subscription that gave the tier has ended, a live one to something else does not
     // keep it.
     let own_ended = current
@@ -66,6 +64,38 @@ pub fn tier_from_stripe(
         tier.plan_since_version = tier.entitlement_version;
     }
     Ok(tier)
+}
+
+/// The subscription that gives the tier, with the item that names the plan; `None` if none is live.
+///
+/// # Errors
+/// When one that may be live cannot be told for a plan's.
+pub fn giving<'a, 'c>(
+    catalog: &'c Catalog,
+    subscriptions: &'a [Subscription],
+) -> Result<Option<Giving<'a, 'c>>, NoTier> {
+    if let Some((subscription_id, status)) = subscriptions.iter().find_map(unknown_status) {
+        return Err(NoTier::UnknownStatus { subscription_id, status });
+    }
+    let strange = subscriptions.iter().find(|s| is_live(&s.status));
+    match (best(catalog, subscriptions), strange) {
+        (None, Some(strange)) => {
+            Err(NoTier::PriceNotInPlans { subscription_id: strange.id.clone() })
+        }
+        (best, _) => Ok(best),
+    }
+}
+
+type Giving<'a, 'c> = (&'a Subscription, &'a SubscriptionItem, &'c Plan);
+
+/// Of the live subscriptions to a plan of ours the one that lets the customer run, then the one of
+/// the highest rank.
+fn best<'a, 'c>(catalog: &'c Catalog, subscriptions: &'a [Subscription]) -> Option<Giving<'a, 'c>> {
+    subscriptions
+        .iter()
+        .filter(|s| is_live(&s.status))
+        .filter_map(|s| item_in_plans(catalog, s).map(|(item, plan)| (s, item, plan)))
+        .max_by_key(|(s, _, plan)| (lets_run(&s.status), plan.rank, s.created_at, s.id.clone()))
 }
 
 fn unknown_status(subscription: &Subscription) -> Option<(String, String)> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::clock::Timestamp;
-use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey};
+use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, PlanId};
 use crate::domain::quota::DrawOrder;
 use crate::gate::quotas::Kind;
 
@@ -141,6 +141,29 @@ pub struct PutCustomerBody {
     /// Ties the customer to one of Stripe's. Null leaves the tie as it is.
     #[schema(max_length = 255, pattern = "^cus_[A-Za-z0-9_]*$")]
     pub stripe_customer_id: Option<String>,
+}
+
+/// The plan to change to, and where to come back to.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"plan_id": "pro", "return_url": "https://app.example.com/settings"}))]
+pub struct UpgradeBody {
+    pub plan_id: PlanId,
+    /// On the origin of TOLLGATE_PUBLIC_URL or one of TOLLGATE_RETURN_ORIGINS. The customer comes
+    /// back with `tollgate_upgrade=done` or `tollgate_upgrade=canceled` added to its query.
+    #[schema(max_length = 1000, pattern = "^https?://")]
+    pub return_url: String,
+}
+
+/// Nothing has to be said.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoFieldsBody {}
+
+/// What the button of a page sends.
+#[derive(ToSchema)]
+pub struct TokenForm {
+    pub token: String,
 }
 
 /// A quota of the customer's own.

@@ -171,6 +171,7 @@ pub async fn delete(
     let customer = tx.lock_customer(&id).await?.ok_or_else(unknown_customer)?;
     windows::cut(app, &mut tx, &customer).await?;
     tx.delete_customer(&id).await?;
+    tx.forget_upgrades(&id).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -15,6 +15,7 @@ pub mod pages;
 pub mod quotas;
 pub mod report;
 pub mod server;
+pub mod upgrade;
 pub mod usage;
 pub mod webhook;
 
@@ -80,6 +81,8 @@ fn gate() -> OpenApiRouter<Daemon> {
 fn product() -> OpenApiRouter<Daemon> {
     let routes = OpenApiRouter::new()
         .routes(routes!(customers::put, customers::get, customers::delete))
+        .routes(routes!(upgrade::begin))
+        .routes(routes!(upgrade::session))
         .routes(routes!(usage::get));
     openapi::guarded(routes, openapi::API_KEY)
 }
@@ -112,7 +115,9 @@ fn open() -> OpenApiRouter<Daemon> {
         .routes(routes!(ops::metrics))
         .routes(routes!(openapi::json))
         .routes(routes!(docs::docs));
-    let pages = OpenApiRouter::new().routes(routes!(pages::upgrade)).routes(routes!(pages::usage));
+    let pages = OpenApiRouter::new()
+        .routes(routes!(upgrade::show, upgrade::go))
+        .routes(routes!(pages::usage));
     openapi::fallible(routes).merge(pages)
 }
 

@@ -22,6 +22,7 @@ pub mod reports;
 pub mod reservations;
 pub mod retention;
 mod rowset;
+pub mod upgrades;
 pub mod usage;
 
 use std::borrow::Cow;
@@ -51,6 +52,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
     (3, "keep", include_str!("../../migrations/0003_keep.sql")),
+    (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
     (8, "periods", include_str!("../../migrations/0008_periods.sql")),
 ];
 
@@ -93,6 +95,11 @@ impl StoreError {
     /// Whether the database itself is at fault, and not one row or one statement's content.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unavailable(_)) && !self.is_duplicate()
+    }
+
+    /// Whether the row was changed by someone else since it was read.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict { .. })
     }
 
     /// Whether a unique constraint refused the write.

@@ -6,10 +6,14 @@
 //! [`signature`] and reduced by [`event`] to the few names worth knowing; what they claim about a
 //! subscription is not believed but fetched again through [`Stripe`].
 
+mod calls;
+mod change;
+mod checkout;
 mod error;
 pub mod event;
 mod meter;
 mod objects;
+mod portal;
 pub mod signature;
 #[cfg(test)]
 mod testing;
@@ -20,8 +24,11 @@ use secrecy::SecretString;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 
+pub use change::PlanChange;
+pub use checkout::{CheckoutSession, CheckoutState, NewCheckout};
 pub use error::{StripeError, StripeErrorKind};
 pub use meter::{MeterEvent, MeterOutcome};
+pub use portal::PortalFlow;
 pub use transport::SetupError;
 
 use transport::{Patience, Transport};

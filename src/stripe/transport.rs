@@ -141,6 +141,11 @@ impl Transport {
         self.live_mode
     }
 
+    /// Between half of `pause` and all of it.
+    pub fn jitter(&self, pause: Duration) -> Duration {
+        self.entropy.jitter(pause)
+    }
+
     /// Sends `request` once and reads the whole answer.
     async fn exchange(
         &self,

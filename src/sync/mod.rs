@@ -6,6 +6,7 @@
 //! one customer, and the row's revision refuses a write that was decided on an older state.
 
 pub mod link;
+pub mod upgrade;
 pub mod usage;
 pub mod period_end;
 

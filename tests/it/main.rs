@@ -29,5 +29,6 @@ mod simulator;
 mod store;
 mod sync;
 mod tidy;
+mod upgrade;
 mod usage;
 mod webhooks;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use tollgate::clock::Clock;
 use tollgate::entropy::Entropy;
-use tollgate::sim::{SimConfig, Simulator};
+use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Api, Machine};
@@ -108,6 +108,13 @@ both_databases! {
             listen: ([127, 0, 0, 1], 0).into(),
         };
         let stripe = Simulator::start(stripe).await.unwrap();
+        let price = |lookup_key| SeedPrice {
+            lookup_key,
+            amount_minor: 9900,
+            currency: "usd",
+            interval: "month",
+        };
+        stripe.seed_catalog(&[price("pro_monthly"), price("team_monthly")], &[]).unwrap();
         let mut machine = Machine::on(&db);
         machine.set("STRIPE_API_BASE", &stripe.base_url());
         machine.set("STRIPE_SECRET_KEY", STRIPE_KEY);

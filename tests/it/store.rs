@@ -6,6 +6,7 @@ mod particular;
 mod keep;
 mod periods;
 mod replicas;
+mod upgrades;
 
 use std::path::Path;
 use std::time::Duration;

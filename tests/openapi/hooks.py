@@ -29,7 +29,7 @@ def with_known_ids(fields, names_of):
 
 @schemathesis.hook
 def map_body(context, body):
-    return with_known_ids(body, {"customer_id": CUSTOMERS, "feature_id": FEATURES})
+    return with_known_ids(body, {"customer_id": CUSTOMERS, "feature_id": FEATURES, "token": TOKENS})
 
 
 @schemathesis.hook

@@ -1,0 +1,294 @@
+//! Which way leads to another plan: the one rule, pure.
+//!
+//! | live subscription | wanted plan | way |
+//! |---|---|---|
+//! | none, or only `incomplete` | any with a price | Checkout |
+//! | `trialing`, `active`; one item, nothing planned, and the portal offers the price | higher | the portal |
+//! | `trialing`, `active`; otherwise | higher | our confirm page |
+//! | `trialing`, `active` | lower | our confirm page: at the period's end |
+//! | `past_due`, `unpaid`, `paused` | any other | first the payment is mended |
+//! | a change of it waits for its payment | any other | first that payment |
+//! | any | its own, while a downgrade from here is planned | our confirm page: it is kept |
+//! | any | its own otherwise | refused |
+//! | ends at its period's end | lower | refused: it ends anyway |
+//! | others' schedule is on it | any other | refused: a person planned something |
+//! | none to a plan of ours, but one to something else | any | refused |
+//!
+//! Checkout never changes a subscription, it adds one; so it is the way only where there is none.
+//! Down always goes by our own page, because only there it is certain that nothing moves before the
+//! period ends: the portal does as its settings say.
+
+use crate::clock::Timestamp;
+use crate::domain::money::Money;
+use crate::domain::plan::Plan;
+use crate::domain::subscription::SubscriptionStatus;
+
+/// A live subscription, as far as a change of its plan depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    pub subscription_id: String,
+    pub status: SubscriptionStatus,
+    pub items: Vec<Item>,
+    /// It ends by itself at its period's end, or at another moment that was set.
+    pub ends: bool,
+    /// A change waits for its payment until this moment.
+    pub pending_until: Option<Timestamp>,
+    pub schedule: Option<Schedule>,
+    /// The newest invoice, if that is not paid.
+    pub unpaid: Option<UnpaidInvoice>,
+}
+
+/// An invoice that was tried to be paid in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpaidInvoice {
+    pub id: String,
+    /// Stripe's page on which it can be paid.
+    pub url: Option<String>,
+    pub created_at: Timestamp,
+}
+
+/// What keeps an invoice from being paid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hurdle {
+    /// The bank wants the customer to confirm the payment (3-D Secure).
+    Bank,
+    /// The card was declined.
+    Card,
+    /// Stripe has not said yet.
+    Unknown,
+}
+
+/// One price within it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub id: String,
+    pub price_id: String,
+    /// `None` for a metered price.
+    pub quantity: Option<u64>,
+    pub period_start: Timestamp,
+    pub period_end: Timestamp,
+}
+
+/// What is planned for it already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    pub id: String,
+    /// Made by a downgrade here, and not by a person in Stripe's Dashboard or by its portal; or it
+    /// plans nothing, as one of ours does before its phases are written.
+    pub is_ours: bool,
+    /// When the present phase began.
+    pub phase_start: Option<Timestamp>,
+    /// The prices of the phase after the present one.
+    pub next_price_ids: Vec<String>,
+}
+
+/// A customer's present plan and the subscription that gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current<'c> {
+    pub plan: &'c Plan,
+    /// The one of the items that stands for the plan.
+    pub item: Item,
+    pub terms: Terms,
+}
+
+/// A portal configuration that is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Portal {
+    pub configuration_id: String,
+    /// The prices between which customers may change there; `None` if Stripe does not say, which
+    /// it is known not to: then only a try can tell.
+    pub price_ids: Option<Vec<String>>,
+}
+
+impl Portal {
+    fn may_offer(&self, price_id: &str) -> bool {
+        self.price_ids.as_ref().is_none_or(|all| all.iter().any(|id| id == price_id))
+    }
+}
+
+/// How a customer gets from plan to plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Stripe's page for a first subscription.
+    Checkout,
+    /// Stripe's page for confirming a change.
+    Portal,
+    /// Our page with Stripe's preview.
+    Confirm,
+    /// Our page, for a change when the period ends.
+    AtPeriodEnd,
+    /// Our page, for giving up such a change.
+    Keep,
+    /// A change is under way: its payment comes first.
+    Pending,
+    /// The present plan is not paid for: that comes first.
+    Mend,
+}
+
+/// Why there is no way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoWay {
+    #[error("the customer is on this plan already")]
+    AlreadyOnPlan,
+    #[error("the customer's subscription ends by itself when its period does")]
+    Ends,
+    #[error("a change of the customer's subscription is scheduled at Stripe already")]
+    Scheduled,
+}
+
+/// The way from `current` (`None` without a live subscription) to `wanted`, whose price at Stripe is
+/// `price_id`.
+pub fn way(
+    wanted: &Plan,
+    price_id: &str,
+    current: Option<&Current<'_>>,
+    portal: Option<&Portal>,
+) -> Result<Way, NoWay> {
+    use SubscriptionStatus as S;
+    let Some(Current { plan, terms, .. }) = current else { return Ok(Way::Checkout) };
+    let planned = terms.schedule.as_ref();
+    if plan.id == wanted.id {
+        let moves =
+            planned.is_some_and(|schedule| schedule.is_ours && !schedule.next_price_ids.is_empty());
+        return if moves { Ok(Way::Keep) } else { Err(NoWay::AlreadyOnPlan) };
+    }
+    if terms.pending_until.is_some() {
+        return Ok(Way::Pending);
+    }
+    if matches!(terms.status, S::PastDue | S::Unpaid | S::Paused) {
+        return Ok(Way::Mend);
+    }
+    if planned.is_some_and(|schedule| !schedule.is_ours) {
+        return Err(NoWay::Scheduled);
+    }
+    if wanted.rank < plan.rank {
+        return if terms.ends { Err(NoWay::Ends) } else { Ok(Way::AtPeriodEnd) };
+    }
+    // The portal takes neither several items nor a schedule, and does not say what it makes of a
+    // subscription that ends.
+    let simple = terms.items.len() == 1 && planned.is_none() && !terms.ends;
+    let offered = portal.is_some_and(|portal| portal.may_offer(price_id));
+    Ok(if simple && offered { Way::Portal } else { Way::Confirm })
+}
+
+/// What a change costs, by Stripe's own reckoning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quote {
+    /// On confirmation.
+    pub due_now: Money,
+    /// For each period after the present one.
+    pub later: Money,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::plan::Catalog;
+
+    fn catalog() -> Catalog {
+        Catalog::parse(include_str!("../../plans.example.toml")).unwrap()
+    }
+
+    fn item(id: &str, quantity: Option<u64>) -> Item {
+        Item {
+            id: id.to_owned(),
+            price_id: format!("price_{id}"),
+            quantity,
+            period_start: Timestamp::from_seconds(1_800_000_000),
+            period_end: Timestamp::from_seconds(1_802_678_400),
+        }
+    }
+
+    fn schedule(is_ours: bool) -> Schedule {
+        let id = "sub_sched_1".to_owned();
+        let next_price_ids = vec!["price_starter".to_owned()];
+        Schedule { id, is_ours, phase_start: None, next_price_ids }
+    }
+
+    /// Active, on one item.
+    fn terms() -> Terms {
+        Terms {
+            subscription_id: "sub_1".to_owned(),
+            status: SubscriptionStatus::Active,
+            items: vec![item("base", Some(1))],
+            ends: false,
+            pending_until: None,
+            schedule: None,
+            unpaid: None,
+        }
+    }
+
+    /// The way from Pro under `terms` to `wanted`, with a portal that offers that plan.
+    fn from_pro(terms: Terms, wanted: &str) -> Result<Way, NoWay> {
+        let catalog = catalog();
+        let plan = catalog.plan("pro").unwrap();
+        let current = Current { plan, item: terms.items[0].clone(), terms };
+        let portal = Portal {
+            configuration_id: "bpc_1".to_owned(),
+            price_ids: Some(vec!["price_wanted".to_owned()]),
+        };
+        way(catalog.plan(wanted).unwrap(), "price_wanted", Some(&current), Some(&portal))
+    }
+
+    #[test]
+    fn without_a_live_subscription_checkout_sells_any_plan() {
+        let catalog = catalog();
+        for plan in &catalog.plans {
+            assert_eq!(way(plan, "price_1", None, None), Ok(Way::Checkout));
+        }
+    }
+
+    #[test]
+    fn up_goes_by_the_portal_only_if_it_takes_just_that() {
+        assert_eq!(from_pro(terms(), "team"), Ok(Way::Portal));
+        let two = vec![item("base", Some(1)), item("meter", None)];
+        assert_eq!(from_pro(Terms { items: two, ..terms() }, "team"), Ok(Way::Confirm));
+        let scheduled = Terms { schedule: Some(schedule(true)), ..terms() };
+        assert_eq!(from_pro(scheduled, "team"), Ok(Way::Confirm));
+
+        let catalog = catalog();
+        let plan = catalog.plan("pro").unwrap();
+        let current = Current { plan, item: item("base", Some(1)), terms: terms() };
+        let team = catalog.plan("team").unwrap();
+        let portal = |price_ids| Portal { configuration_id: "bpc_1".to_owned(), price_ids };
+        for (portal, expected) in [
+            (None, Way::Confirm),
+            (Some(portal(Some(Vec::new()))), Way::Confirm),
+            (Some(portal(None)), Way::Portal),
+        ] {
+            let found = way(team, "price_wanted", Some(&current), portal.as_ref());
+            assert_eq!(found, Ok(expected), "{portal:?}");
+        }
+    }
+
+    #[test]
+    fn down_waits_for_the_periods_end_whatever_the_portal_offers() {
+        assert_eq!(from_pro(terms(), "starter"), Ok(Way::AtPeriodEnd));
+        assert_eq!(from_pro(Terms { ends: true, ..terms() }, "starter"), Err(NoWay::Ends));
+        assert_eq!(from_pro(Terms { ends: true, ..terms() }, "team"), Ok(Way::Confirm));
+    }
+
+    #[test]
+    fn what_is_owed_comes_first() {
+        for status in ["past_due", "unpaid", "paused"] {
+            let owing = Terms { status: SubscriptionStatus::from(status), ..terms() };
+            assert_eq!(from_pro(owing.clone(), "team"), Ok(Way::Mend), "{status}");
+            assert_eq!(from_pro(owing, "starter"), Ok(Way::Mend), "{status}");
+        }
+        let waiting = Terms { pending_until: Some(Timestamp::from_seconds(1)), ..terms() };
+        assert_eq!(from_pro(waiting, "team"), Ok(Way::Pending));
+    }
+
+    #[test]
+    fn the_plan_one_has_and_plans_that_people_made_are_left_alone() {
+        assert_eq!(from_pro(terms(), "pro"), Err(NoWay::AlreadyOnPlan));
+        let others = Terms { schedule: Some(schedule(false)), ..terms() };
+        assert_eq!(from_pro(others.clone(), "team"), Err(NoWay::Scheduled));
+        assert_eq!(from_pro(others, "pro"), Err(NoWay::AlreadyOnPlan));
+        let ours = Terms { schedule: Some(schedule(true)), ..terms() };
+        assert_eq!(from_pro(ours, "pro"), Ok(Way::Keep));
+        let empty = Schedule { next_price_ids: Vec::new(), ..schedule(true) };
+        let empty = Terms { schedule: Some(empty), ..terms() };
+        assert_eq!(from_pro(empty, "pro"), Err(NoWay::AlreadyOnPlan));
+    }
+}

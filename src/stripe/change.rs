@@ -1,0 +1,405 @@
+//! Changing a subscription's plan: what it is now, what the change costs, and the change itself.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::calls::{Nothing, OurMetadata, Page, Unread};
+use super::objects::{CUSTOMER_ID_KEY, path_segment};
+use super::{Stripe, StripeError};
+use crate::clock::Timestamp;
+use crate::domain::money::{Currency, Money};
+use crate::domain::subscription::SubscriptionStatus;
+use crate::domain::upgrade::{Hurdle, Item, Quote, Schedule, Terms, UnpaidInvoice};
+
+/// Another price for one of a subscription's items; the others stay as they are.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanChange<'a> {
+    pub subscription_id: &'a str,
+    pub item_id: &'a str,
+    pub price_id: &'a str,
+    /// Stripe takes one unless it is told; `None` for a metered price.
+    pub quantity: Option<u64>,
+    /// From when on the new price is reckoned, so that it costs what its preview said.
+    pub proration_at: Timestamp,
+}
+
+impl Stripe {
+    /// A live subscription as it is now, as far as a change of its plan depends on it.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses to answer.
+    pub async fn terms(&self, subscription_id: &str) -> Result<Terms, StripeError> {
+        #[derive(Serialize)]
+        struct Query {
+            expand: [&'static str; 1],
+        }
+        let path = format!("/subscriptions/{}", path_segment(subscription_id, "subscription id")?);
+        let found: Found = self.get(&path, &Query { expand: ["latest_invoice"] }).await?;
+        let schedule = match &found.schedule {
+            Some(id) => Some(self.schedule(id).await?),
+            None => None,
+        };
+        let items = match found.items.has_more {
+            true => self.all_items(subscription_id).await?,
+            false => found.items.data,
+        };
+        let unpaid =
+            found.latest_invoice.filter(|invoice| invoice.status.as_deref() == Some("open"));
+        Ok(Terms {
+            subscription_id: found.id,
+            status: SubscriptionStatus::from(found.status.as_str()),
+            items: items.into_iter().map(Item::from).collect(),
+            ends: found.cancel_at_period_end || found.cancel_at.is_some(),
+            pending_until: found
+                .pending_update
+                .map(|pending| Timestamp::from_seconds(pending.expires_at)),
+            schedule,
+            unpaid: unpaid.map(|invoice| UnpaidInvoice {
+                id: invoice.id,
+                url: invoice.hosted_invoice_url,
+                created_at: Timestamp::from_seconds(invoice.created),
+            }),
+        })
+    }
+
+    /// Those of a subscription with more items than its embedded list shows; Stripe allows 20.
+    async fn all_items(&self, subscription: &str) -> Result<Vec<FoundItem>, StripeError> {
+        #[derive(Serialize)]
+        struct Query<'a> {
+            subscription: &'a str,
+            limit: i64,
+        }
+        let query = Query { subscription, limit: 100 };
+        let page: Page<FoundItem> = self.get("/subscription_items", &query).await?;
+        Ok(page.data)
+    }
+
+    async fn schedule(&self, id: &str) -> Result<Schedule, StripeError> {
+        let path = format!("/subscription_schedules/{}", path_segment(id, "schedule id")?);
+        let found: FoundSchedule = self.get(&path, &Nothing {}).await?;
+        Ok(found.into())
+    }
+
+    /// What keeps `invoice` from being paid, as far as the events since it was made tell. It is
+    /// for words only: what is so, the invoice's page and the subscription say.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses to answer.
+    pub async fn hurdle(&self, invoice: &UnpaidInvoice) -> Result<Hurdle, StripeError> {
+        const BANK: &str = "invoice.payment_action_required";
+        const CARD: &str = "invoice.payment_failed";
+        #[derive(Serialize)]
+        struct Since {
+            gte: i64,
+        }
+        #[derive(Serialize)]
+        struct Query {
+            types: [&'static str; 2],
+            created: Since,
+            limit: i64,
+        }
+        let created = Since { gte: invoice.created_at.seconds() };
+        let query = Query { types: [BANK, CARD], created, limit: 100 };
+        let page: Page<FoundEvent> = self.get("/events", &query).await?;
+        let told = |kind: &str| {
+            let of =
+                |event: &FoundEvent| event.data.object.id.as_deref() == Some(invoice.id.as_str());
+            page.data.iter().any(|event| event.kind == kind && of(event))
+        };
+        // Where the bank is to confirm, the attempt has failed as well.
+        Ok(match (told(BANK), told(CARD)) {
+            (true, _) => Hurdle::Bank,
+            (false, true) => Hurdle::Card,
+            (false, false) => Hurdle::Unknown,
+        })
+    }
+
+    /// What a change comes to, by Stripe's own reckoning: what is due on confirmation, and what
+    /// each period after the present one costs.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses, such as for a price in another currency.
+    pub async fn quote(&self, change: PlanChange<'_>) -> Result<Quote, StripeError> {
+        let details = ChangeForm::of(change);
+        let next = Preview {
+            subscription: change.subscription_id,
+            preview_mode: "next",
+            subscription_details: &details,
+        };
+        let recurring = Preview { preview_mode: "recurring", ..next };
+        let due: Invoice = self.post("/invoices/create_preview", &next).await?;
+        let later: Invoice = self.post("/invoices/create_preview", &recurring).await?;
+        Ok(Quote { due_now: money(due.amount_due, &due)?, later: money(later.total, &later)? })
+    }
+
+    /// Changes the plan now and charges for it now. If the payment does not come through at once,
+    /// everything stays as it was and the change waits for the payment.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses. What became of it is to be seen in
+    /// [`Self::terms`] then.
+    pub async fn change_plan(&self, change: PlanChange<'_>, key: &str) -> Result<(), StripeError> {
+        #[derive(Serialize)]
+        struct Form<'a> {
+            #[serde(flatten)]
+            change: ChangeForm<'a>,
+            payment_behavior: &'static str,
+        }
+        let id = path_segment(change.subscription_id, "subscription id")?;
+        let form =
+            Form { change: ChangeForm::of(change), payment_behavior: "pending_if_incomplete" };
+        self.post_once::<Unread>(&format!("/subscriptions/{id}"), &form, key).await.map(|_| ())
+    }
+
+    /// Plans the change for the moment at which the present period of the changed item ends. Until
+    /// then nothing changes.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses.
+    pub async fn change_plan_later(
+        &self,
+        terms: &Terms,
+        change: PlanChange<'_>,
+        customer_id: &str,
+        key: &str,
+    ) -> Result<(), StripeError> {
+        #[derive(Serialize)]
+        struct New<'a> {
+            from_subscription: &'a str,
+        }
+        let schedule = match &terms.schedule {
+            Some(schedule) => schedule.clone(),
+            None => {
+                let new = New { from_subscription: &terms.subscription_id };
+                let made: FoundSchedule =
+                    self.post_once("/subscription_schedules", &new, key).await?;
+                made.into()
+            }
+        };
+        let item = terms.items.iter().find(|item| item.id == change.item_id);
+        let item = item.ok_or_else(|| StripeError::unsendable("item id"))?;
+        let start = schedule.phase_start.unwrap_or(item.period_start).seconds();
+        let end = item.period_end.seconds();
+        let items = |changed_id: Option<&str>| {
+            let items = terms.items.iter().map(|item| match changed_id == Some(item.id.as_str()) {
+                true => PhaseItem { price: change.price_id, quantity: item.quantity },
+                false => PhaseItem { price: item.price_id.as_str(), quantity: item.quantity },
+            });
+            items.collect()
+        };
+        let now = Phase {
+            items: items(None),
+            start_date: Some(start),
+            end_date: Some(end),
+            proration_behavior: "none",
+        };
+        let then = Phase {
+            items: items(Some(change.item_id)),
+            start_date: None,
+            end_date: None,
+            proration_behavior: "none",
+        };
+        let form = ScheduleForm {
+            end_behavior: "release",
+            metadata: OurMetadata { tollgate_customer_id: customer_id },
+            phases: [now, then],
+        };
+        let path =
+            format!("/subscription_schedules/{}", path_segment(&schedule.id, "schedule id")?);
+        self.post::<Unread>(&path, &form).await.map(|_| ())
+    }
+
+    /// Gives up what a schedule has planned; the subscription goes on as it is.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses.
+    pub async fn release_schedule(&self, id: &str) -> Result<(), StripeError> {
+        let id = path_segment(id, "schedule id")?;
+        let path = format!("/subscription_schedules/{id}/release");
+        self.post::<Unread>(&path, &Nothing {}).await.map(|_| ())
+    }
+}
+
+fn money(minor: i64, invoice: &Invoice) -> Result<Money, StripeError> {
+    let currency: Result<Currency, _> = invoice.currency.parse();
+    let currency = currency.map_err(|_| StripeError::unreachable("a preview has no currency"))?;
+    Ok(Money { minor, currency })
+}
+
+#[derive(miniserde::Deserialize)]
+struct Found {
+    id: String,
+    status: String,
+    items: Page<FoundItem>,
+    cancel_at: Option<i64>,
+    cancel_at_period_end: bool,
+    pending_update: Option<PendingUpdate>,
+    schedule: Option<String>,
+    latest_invoice: Option<LatestInvoice>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundItem {
+    id: String,
+    price: FoundPrice,
+    quantity: Option<u64>,
+    current_period_start: i64,
+    current_period_end: i64,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundPrice {
+    id: String,
+}
+
+impl From<FoundItem> for Item {
+    fn from(item: FoundItem) -> Self {
+        Self {
+            id: item.id,
+            price_id: item.price.id,
+            quantity: item.quantity,
+            period_start: Timestamp::from_seconds(item.current_period_start),
+            period_end: Timestamp::from_seconds(item.current_period_end),
+        }
+    }
+}
+
+#[derive(miniserde::Deserialize)]
+struct PendingUpdate {
+    expires_at: i64,
+}
+
+#[derive(miniserde::Deserialize)]
+struct LatestInvoice {
+    id: String,
+    created: i64,
+    status: Option<String>,
+    hosted_invoice_url: Option<String>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundEvent {
+    #[serde(rename = "type")]
+    kind: String,
+    data: FoundData,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundData {
+    object: FoundObject,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundObject {
+    id: Option<String>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundSchedule {
+    id: String,
+    end_behavior: String,
+    metadata: Option<HashMap<String, String>>,
+    current_phase: Option<CurrentPhase>,
+    phases: Vec<FoundPhase>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct CurrentPhase {
+    start_date: i64,
+    end_date: i64,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundPhase {
+    start_date: i64,
+    items: Vec<FoundPhaseItem>,
+}
+
+#[derive(miniserde::Deserialize)]
+struct FoundPhaseItem {
+    price: String,
+}
+
+impl From<FoundSchedule> for Schedule {
+    fn from(found: FoundSchedule) -> Self {
+        let end = found.current_phase.as_ref().map(|phase| phase.end_date);
+        let next = found.phases.into_iter().find(|phase| Some(phase.start_date) == end);
+        let plans_nothing = next.is_none() && found.end_behavior == "release";
+        let next_items = next.into_iter().flat_map(|phase| phase.items);
+        let is_named = found.metadata.is_some_and(|all| all.contains_key(CUSTOMER_ID_KEY));
+        Self {
+            id: found.id,
+            is_ours: is_named || plans_nothing,
+            phase_start: found.current_phase.map(|now| Timestamp::from_seconds(now.start_date)),
+            next_price_ids: next_items.map(|item| item.price).collect(),
+        }
+    }
+}
+
+#[derive(miniserde::Deserialize)]
+struct Invoice {
+    amount_due: i64,
+    total: i64,
+    currency: String,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Preview<'a> {
+    subscription: &'a str,
+    preview_mode: &'static str,
+    subscription_details: &'a ChangeForm<'a>,
+}
+
+#[derive(Serialize)]
+struct ChangeForm<'a> {
+    items: [ChangedItem<'a>; 1],
+    proration_behavior: &'static str,
+    proration_date: i64,
+}
+
+#[derive(Serialize)]
+struct ChangedItem<'a> {
+    id: &'a str,
+    price: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<u64>,
+}
+
+impl<'a> ChangeForm<'a> {
+    fn of(change: PlanChange<'a>) -> Self {
+        Self {
+            items: [ChangedItem {
+                id: change.item_id,
+                price: change.price_id,
+                quantity: change.quantity,
+            }],
+            proration_behavior: "always_invoice",
+            proration_date: change.proration_at.seconds(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ScheduleForm<'a> {
+    end_behavior: &'static str,
+    metadata: OurMetadata<'a>,
+    phases: [Phase<'a>; 2],
+}
+
+#[derive(Serialize)]
+struct Phase<'a> {
+    items: Vec<PhaseItem<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_date: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_date: Option<i64>,
+    proration_behavior: &'static str,
+}
+
+#[derive(Serialize)]
+struct PhaseItem<'a> {
+    price: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<u64>,
+}

@@ -1,0 +1,182 @@
+//! What the button on our own page does.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    StartKind, Survey, UpgradeError, Wish, buyable, page, set_out, start, survey, sync_now,
+};
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::domain::link::{Quoted, Ticket};
+use crate::domain::upgrade::{Current, NoWay, Way};
+use crate::stripe::{PlanChange, StripeError, StripeErrorKind};
+
+/// How long what the page says about money holds. After that it is shown anew.
+const QUOTE_FOR: Duration = Duration::from_secs(30 * 60);
+
+/// Where the customer goes after pressing the button.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// To a page of Stripe's.
+    Away { url: String },
+    /// To our page, which says what is so now, with this token.
+    Look { token: String },
+    /// The card was refused; nothing has changed.
+    Declined,
+}
+
+/// Goes the way that the ticket's holder has agreed to on our page.
+///
+/// # Errors
+/// When there is no way, or Stripe cannot be asked.
+pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
+    let (_, catalog) = app.plans.active();
+    let Some(plan_id) = page::plan_of(app, &catalog, ticket).await? else {
+        return Ok(Step::Look { token: app.links.upgrade_token(ticket) });
+    };
+    let wish = Wish::of(app, ticket, &plan_id);
+    let look = Step::Look { token: app.links.upgrade_token(&wish.ticket()) };
+    let survey = survey(app, &catalog, &ticket.customer_id, buyable(&catalog, &plan_id)?).await?;
+    let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
+    let quoted = ticket.quoted.as_ref().filter(fresh);
+    // What was agreed to must be what is about to happen.
+    let agreed = quoted.filter(|quoted| quoted.change == fingerprint(&survey));
+    match (survey.way, quoted, agreed) {
+        (Err(NoWay::AlreadyOnPlan), _, _) => {
+            sync_now(app, &ticket.customer_id).await;
+            Ok(look)
+        }
+        (Ok(way @ Way::Keep), Some(quoted), _)
+        | (Ok(way @ (Way::Confirm | Way::AtPeriodEnd)), _, Some(quoted)) => {
+            match carry_out(app, &survey, way, quoted.at).await? {
+                Outcome::Declined => Ok(Step::Declined),
+                Outcome::AsStripeSays => Ok(look),
+            }
+        }
+        // What it costs must be seen before it is agreed to.
+        (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _, _) => Ok(look),
+        (way, _, _) => {
+            way?;
+            let start = match set_out(app, &survey, &wish, &mut None).await? {
+                Some(start) => start,
+                None => start(app, &wish).await?,
+            };
+            Ok(match start.kind {
+                StartKind::Confirm => look,
+                StartKind::Checkout | StartKind::Portal => Step::Away { url: start.url },
+            })
+        }
+    }
+}
+
+/// From what to what: another seat or another price since the page was made is another change.
+pub(super) fn fingerprint(survey: &Survey<'_>) -> String {
+    let Some(current) = &survey.current else { return String::new() };
+    let item = &current.item;
+    let parts = [
+        current.terms.subscription_id.as_str(),
+        &item.id,
+        &item.price_id,
+        &format!("{:?}", item.quantity),
+        &survey.price_id,
+    ];
+    hex::encode(&Sha256::digest(parts.join("\n"))[..8])
+}
+
+enum Outcome {
+    /// Done, planned, or waiting for a payment: the page asks.
+    AsStripeSays,
+    Declined,
+}
+
+async fn carry_out(
+    app: &App,
+    survey: &Survey<'_>,
+    way: Way,
+    quoted_at: Timestamp,
+) -> Result<Outcome, UpgradeError> {
+    let Some(current) = &survey.current else { return Err(UpgradeError::Overtaken) };
+    let id = &survey.customer.id;
+    let change = plan_change(current, &survey.price_id, quoted_at);
+    // The same button pressed twice is one change.
+    let key = key(id.as_str(), &change);
+    if let (Some(schedule), Way::Confirm | Way::Keep) = (&current.terms.schedule, way) {
+        // Whoever moves up, or stays, gives up the move down that was planned.
+        survey.stripe.release_schedule(&schedule.id).await?;
+    }
+    match way {
+        Way::Confirm => {
+            let changed = survey.stripe.change_plan(change, &key).await;
+            judge(app, survey, current, changed).await
+        }
+        Way::AtPeriodEnd => {
+            let stripe = &survey.stripe;
+            stripe.change_plan_later(&current.terms, change, id.as_str(), &key).await?;
+            tracing::info!(customer_id = %id, plan = survey.wanted.id.as_str(), "a change of plan is scheduled");
+            Ok(Outcome::AsStripeSays)
+        }
+        _ => Ok(Outcome::AsStripeSays),
+    }
+}
+
+pub(super) fn plan_change<'a>(
+    current: &'a Current<'_>,
+    price_id: &'a str,
+    quoted_at: Timestamp,
+) -> PlanChange<'a> {
+    PlanChange {
+        subscription_id: &current.terms.subscription_id,
+        item_id: &current.item.id,
+        price_id,
+        quantity: current.item.quantity,
+        proration_at: quoted_at,
+    }
+}
+
+/// Every part of it is what one pressing of the button is about.
+fn key(customer_id: &str, change: &PlanChange<'_>) -> String {
+    let parts = [
+        customer_id,
+        change.subscription_id,
+        change.item_id,
+        change.price_id,
+        &format!("{:?}", change.quantity),
+        &change.proration_at.seconds().to_string(),
+    ];
+    format!("change_{}", hex::encode(Sha256::digest(parts.join("\n"))))
+}
+
+/// What came of a change, by what Stripe says of the subscription now: an answer may be lost, or be
+/// an older one of the same key.
+async fn judge(
+    app: &App,
+    survey: &Survey<'_>,
+    before: &Current<'_>,
+    changed: Result<(), StripeError>,
+) -> Result<Outcome, UpgradeError> {
+    let id = &survey.customer.id;
+    let now = survey.stripe.terms(&before.terms.subscription_id).await?;
+    let item = now.items.iter().find(|item| item.id == before.item.id);
+    if item.is_some_and(|item| item.price_id == survey.price_id) {
+        sync_now(app, id).await;
+        return Ok(Outcome::AsStripeSays);
+    }
+    if now.pending_until.is_some() {
+        tracing::info!(customer_id = %id, "an upgrade waits for its payment");
+        return Ok(Outcome::AsStripeSays);
+    }
+    match changed {
+        Err(error) if is_decline(&error) => Ok(Outcome::Declined),
+        changed => {
+            changed?;
+            Err(UpgradeError::Overtaken)
+        }
+    }
+}
+
+/// 402: the payment itself was refused.
+fn is_decline(error: &StripeError) -> bool {
+    matches!(error.kind, StripeErrorKind::Refused { status: 402, .. })
+}

@@ -1,0 +1,178 @@
+//! What our own page says: which change is possible and what it costs, or what came of it.
+
+use super::change::{fingerprint, plan_change};
+use super::{Survey, UpgradeError, buyable, survey, sync_now};
+use crate::app::App;
+use crate::clock::Timestamp;
+use crate::domain::customer::Customer;
+use crate::domain::ids::PlanId;
+use crate::domain::link::{Quoted, Ticket};
+use crate::domain::plan::{Catalog, Plan};
+use crate::domain::upgrade::{Current, Hurdle, NoWay, Quote, Way};
+
+/// What there is to show to the holder of a ticket.
+#[derive(Debug)]
+pub struct View {
+    pub customer: Customer,
+    /// The plan in force.
+    pub plan: Option<Plan>,
+    /// The plan to change to; `None` if there is none above the present one.
+    pub wanted: Option<Plan>,
+    /// An error here leaves the rest of the page as it is.
+    pub state: Result<State, UpgradeError>,
+    /// Of the button, if the state has one.
+    pub token: String,
+}
+
+/// How it stands with the wanted plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is to be had.
+    Nothing,
+    /// The customer is on it.
+    On,
+    /// It is to be paid for, or confirmed, on a page of Stripe's.
+    AtStripe,
+    /// It is to be confirmed here.
+    Confirm {
+        quote: Quote,
+        /// When the present period ends.
+        until: Timestamp,
+        /// The subscription ends then.
+        ends: bool,
+        /// Something was planned for then, and is given up.
+        instead: bool,
+    },
+    /// It is to be confirmed here, for then.
+    AtPeriodEnd {
+        at: Timestamp,
+    },
+    /// It is planned for then; the button keeps the present plan.
+    Planned {
+        at: Timestamp,
+    },
+    /// A move down from here is planned for then, and can be given up.
+    Keep {
+        at: Timestamp,
+    },
+    /// A change waits for its payment: until then, and here.
+    Pending {
+        until: Timestamp,
+        url: Option<String>,
+        hurdle: Hurdle,
+    },
+    /// The present plan is not paid for: here it can be.
+    Mend {
+        url: Option<String>,
+    },
+    Refused(NoWay),
+}
+
+/// Finds out what the page has to say.
+///
+/// # Errors
+/// When the customer is not known, or the plan named is none that can be bought.
+pub async fn look(app: &App, ticket: &Ticket) -> Result<View, UpgradeError> {
+    let (_, catalog) = app.plans.active();
+    let wanted = match plan_of(app, &catalog, ticket).await? {
+        Some(plan_id) => Some(buyable(&catalog, &plan_id)?),
+        None => None,
+    };
+    // In whole seconds, as a ticket keeps it and Stripe takes it.
+    let now = Timestamp::from_seconds(app.clock.now().seconds());
+    let found = match wanted {
+        Some(wanted) => state_of(app, &catalog, ticket, wanted, now).await,
+        None => Ok((State::Nothing, String::new())),
+    };
+    let (state, change) = match found {
+        Ok((state, change)) => (Ok(state), change),
+        Err(error) => (Err(error), String::new()),
+    };
+    let customer = app.store.customer(&ticket.customer_id).await?;
+    let customer = customer.ok_or(UpgradeError::UnknownCustomer)?;
+    let plan = customer.tier.plan(&catalog);
+    // What is planned can be taken back.
+    let to = if matches!(state, Ok(State::Planned { .. })) { plan } else { wanted };
+    let plan_id = to.map(|plan| plan.id.clone());
+    let button = Ticket { plan_id, quoted: Some(Quoted { at: now, change }), ..ticket.clone() };
+    Ok(View {
+        plan: plan.cloned(),
+        customer,
+        wanted: wanted.cloned(),
+        state,
+        token: app.links.upgrade_token(&button),
+    })
+}
+
+/// The plan that a ticket is for: the one it names, or the one above the customer's.
+pub(super) async fn plan_of(
+    app: &App,
+    catalog: &Catalog,
+    ticket: &Ticket,
+) -> Result<Option<PlanId>, UpgradeError> {
+    if ticket.plan_id.is_some() {
+        return Ok(ticket.plan_id.clone());
+    }
+    let customer = app.store.customer(&ticket.customer_id).await?;
+    let customer = customer.ok_or(UpgradeError::UnknownCustomer)?;
+    Ok(customer.tier.plan(catalog).and_then(|plan| plan.upgrade_to.clone()))
+}
+
+/// The state, and the fingerprint of the change that it is about.
+async fn state_of(
+    app: &App,
+    catalog: &Catalog,
+    ticket: &Ticket,
+    wanted: &Plan,
+    now: Timestamp,
+) -> Result<(State, String), UpgradeError> {
+    let survey = survey(app, catalog, &ticket.customer_id, wanted).await?;
+    if is_news(&survey) {
+        sync_now(app, &ticket.customer_id).await;
+    }
+    let change = fingerprint(&survey);
+    let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
+    let terms = &current.terms;
+    let at = current.item.period_end;
+    let url = terms.unpaid.as_ref().and_then(|invoice| invoice.url.clone());
+    let state = match survey.way {
+        Err(NoWay::AlreadyOnPlan) => State::On,
+        Err(no_way) => State::Refused(no_way),
+        Ok(Way::Checkout | Way::Portal) => State::AtStripe,
+        Ok(Way::Pending) => {
+            let hurdle = match &terms.unpaid {
+                // A key that may not read events can still sell.
+                Some(invoice) => survey.stripe.hurdle(invoice).await.unwrap_or(Hurdle::Unknown),
+                None => Hurdle::Unknown,
+            };
+            State::Pending { until: terms.pending_until.unwrap_or(at), url, hurdle }
+        }
+        Ok(Way::Mend) => State::Mend { url },
+        Ok(Way::Keep) => State::Keep { at },
+        Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => State::Planned { at },
+        Ok(Way::AtPeriodEnd) => State::AtPeriodEnd { at },
+        Ok(Way::Confirm) => {
+            let quote = survey.stripe.quote(plan_change(current, &survey.price_id, now)).await?;
+            let planned = terms.schedule.as_ref();
+            let instead = planned.is_some_and(|schedule| !schedule.next_price_ids.is_empty());
+            State::Confirm { quote, until: at, ends: terms.ends, instead }
+        }
+    };
+    Ok((state, change))
+}
+
+/// Whether Stripe says something that has not been heard of here yet: then the customer, who may
+/// just have paid, must not have to wait for the webhook.
+fn is_news(survey: &Survey<'_>) -> bool {
+    let tier = &survey.customer.tier;
+    let Some(current) = &survey.current else { return tier.subscription.is_some() };
+    let known = tier.subscription.as_ref().is_some_and(|known| {
+        known.id == current.terms.subscription_id && known.status == current.terms.status
+    });
+    !known || tier.plan_id.as_ref() != Some(&current.plan.id)
+}
+
+fn is_planned(survey: &Survey<'_>, current: &Current<'_>) -> bool {
+    let schedule = current.terms.schedule.as_ref();
+    schedule.is_some_and(|schedule| schedule.next_price_ids.contains(&survey.price_id))
+}

@@ -1,0 +1,85 @@
+//! What is claimed before Stripe is asked.
+
+use tollgate::store::upgrades::{Checkout, StripeCustomerClaim};
+
+use super::*;
+
+fn claim(key: &str) -> StripeCustomerClaim {
+    StripeCustomerClaim { idempotency_key: key.to_owned(), claimed_at: now() }
+}
+
+fn checkout(id: &str, plan: &str) -> Checkout {
+    Checkout {
+        customer_id: acme(),
+        checkout_id: id.to_owned(),
+        plan_id: plan.parse().unwrap(),
+        price_id: format!("price_{plan}"),
+        stripe_customer_id: "cus_1".to_owned(),
+        return_url: format!("https://app.example.com/?a={KEY}"),
+        claimed_at: now(),
+        expires_at: now().plus(Duration::from_secs(3600)),
+        session_id: None,
+    }
+}
+
+/// As it stands once its session is noted.
+fn noted(checkout: &Checkout, session_id: &str) -> Checkout {
+    Checkout { session_id: Some(session_id.to_owned()), ..checkout.clone() }
+}
+
+both_databases! {
+    async fn a_claim_is_shared_until_it_is_renewed_by_one_who_knows_it(db: TestDb) {
+        let store = open(&db).await;
+        let claimed = async |key| store.claim_stripe_customer(&acme(), &claim(key)).await.unwrap();
+        assert_eq!(claimed("one").await, claim("one"));
+        assert_eq!(claimed("two").await, claim("one"));
+        for (spent, fresh) in [("two", "three"), ("one", "four"), ("one", "five")] {
+            store.renew_stripe_customer_claim(&acme(), spent, &claim(fresh)).await.unwrap();
+        }
+        assert_eq!(claimed("six").await, claim("four"));
+    }
+
+    async fn one_checkout_is_in_force_and_changes_only_under_who_has_seen_it(db: TestDb) {
+        let store = open(&db).await;
+        let (pro, team) = (checkout("co_1", "pro"), checkout("co_2", "team"));
+        assert_eq!(store.claim_checkout(&pro).await.unwrap(), pro);
+        assert_eq!(store.claim_checkout(&team).await.unwrap(), pro);
+        assert!(store.note_checkout_session(&pro, "cs_1").await.unwrap());
+        assert!(store.note_checkout_session(&pro, "cs_1").await.unwrap(), "the twin notes the same");
+        assert!(!store.note_checkout_session(&pro, "cs_9").await.unwrap());
+        let pro = noted(&pro, "cs_1");
+        assert_eq!(store.claim_checkout(&team).await.unwrap(), pro);
+
+        let unseen = checkout("co_1", "pro");
+        assert!(!store.replace_checkout(&unseen, &team).await.unwrap(), "a session was noted since");
+        assert!(store.replace_checkout(&pro, &team).await.unwrap());
+        assert!(!store.replace_checkout(&pro, &team).await.unwrap());
+        assert!(!store.note_checkout_session(&unseen, "cs_1").await.unwrap(), "it is replaced");
+        assert_eq!(store.claim_checkout(&pro).await.unwrap(), team);
+    }
+
+    async fn only_what_nobody_was_shown_is_dropped(db: TestDb) {
+        let store = open(&db).await;
+        let pro = checkout("co_1", "pro");
+        store.claim_checkout(&pro).await.unwrap();
+        store.note_checkout_session(&pro, "cs_1").await.unwrap();
+        store.drop_checkout(&pro).await.unwrap();
+        let team = checkout("co_2", "team");
+        assert_eq!(store.claim_checkout(&team).await.unwrap(), noted(&pro, "cs_1"));
+        store.replace_checkout(&noted(&pro, "cs_1"), &team).await.unwrap();
+        store.drop_checkout(&team).await.unwrap();
+        assert_eq!(store.claim_checkout(&pro).await.unwrap(), pro);
+    }
+
+    async fn a_deleted_customers_claims_are_forgotten(db: TestDb) {
+        let store = open(&db).await;
+        store.claim_stripe_customer(&acme(), &claim("one")).await.unwrap();
+        store.claim_checkout(&checkout("co_1", "pro")).await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        tx.forget_upgrades(&acme()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(store.claim_stripe_customer(&acme(), &claim("two")).await.unwrap(), claim("two"));
+        let team = checkout("co_2", "team");
+        assert_eq!(store.claim_checkout(&team).await.unwrap(), team);
+    }
+}

@@ -1,0 +1,98 @@
+//! Down: when the period ends, and not before.
+
+use super::*;
+
+both_databases! {
+    async fn a_move_down_waits_for_the_periods_end_and_says_when(db: TestDb) {
+        let world = start(&db).await;
+        portal(&world).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        add_metered_item(&world, &subscription).await;
+        let (kind, url) = upgrade(&world, "acme", "starter").await;
+        assert_eq!(kind, "confirm");
+        let page = read(&world, &url).await;
+        for fact in ["You keep Pro until December 1. From then on it is Starter.", "$29/month",
+            "<dt>Due now</dt><dd>nothing</dd>", "Change to Starter on December 1"] {
+            assert!(page.contains(fact), "no {fact:?} in {page}");
+        }
+        let page = go_on(&world, &url).await;
+        assert!(page.contains("Starter begins on December 1"), "{page}");
+        world.settle().await;
+        world.advance_to("2026-12-01T08:59:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "pro");
+        world.advance_to("2026-12-01T11:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "starter");
+        let now = world.stripe("GET", &format!("/v1/subscriptions/{subscription}"), &[]).await;
+        assert_eq!(now["items"]["data"].as_array().unwrap().len(), 2);
+    }
+
+    async fn pressing_twice_plans_once_and_it_can_be_taken_back(db: TestDb) {
+        let world = start(&db).await;
+        subscriber(&world, "acme", "pro_monthly").await;
+        let (_, url) = upgrade(&world, "acme", "starter").await;
+        let token = token_in(&read(&world, &url).await);
+        assert_eq!(press(&world, &token).await.0, 303);
+        assert_eq!(press(&world, &token).await.0, 303);
+        let schedules = world.stripe("GET", "/v1/subscription_schedules", &[]).await;
+        assert_eq!(schedules["data"].as_array().unwrap().len(), 1);
+        assert_eq!(schedules["data"][0]["phases"].as_array().unwrap().len(), 2);
+
+        let page = read(&world, &url).await;
+        assert!(page.contains("Keep Pro instead"), "{page}");
+        let (_, location, _) = press(&world, &token_in(&page)).await;
+        assert!(read(&world, &location.unwrap()).await.contains("You are on Pro"));
+        world.advance_to("2026-12-02T12:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "pro");
+    }
+
+    async fn a_move_up_gives_up_the_move_down(db: TestDb) {
+        let world = start(&db).await;
+        portal(&world).await;
+        subscriber(&world, "acme", "pro_monthly").await;
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        go_on(&world, &down).await;
+        let (kind, up) = upgrade(&world, "acme", "team").await;
+        assert_eq!(kind, "confirm", "the portal takes no subscription with a schedule");
+        assert!(go_on(&world, &up).await.contains("You are on Team"));
+        world.advance_to("2026-12-02T12:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "team");
+    }
+
+    async fn a_crash_before_anything_is_planned_leaves_nothing_in_the_way(db: TestDb) {
+        let world = start(&db).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let form = [("from_subscription", subscription.as_str())];
+        world.stripe("POST", "/v1/subscription_schedules", &form).await;
+        assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        assert!(go_on(&world, &down).await.contains("Starter begins on December 1"));
+        let (_, up) = upgrade(&world, "acme", "team").await;
+        let page = read(&world, &up).await;
+        assert!(page.contains("What was planned for December 1 is given up."), "{page}");
+        assert!(go_on(&world, &up).await.contains("You are on Team"));
+    }
+
+    async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
+        let world = start(&db).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let form = [("from_subscription", subscription.as_str())];
+        let made = world.stripe("POST", "/v1/subscription_schedules", &form).await;
+        let (phase, price) = (&made["phases"][0], world.price("team_monthly").await);
+        let (start, end) = (phase["start_date"].to_string(), phase["end_date"].to_string());
+        let form = [
+            ("phases[0][items][0][price]", phase["items"][0]["price"].as_str().unwrap()),
+            ("phases[0][items][0][quantity]", "1"),
+            ("phases[0][start_date]", &start),
+            ("phases[0][end_date]", &end),
+            ("phases[1][items][0][price]", &price),
+            ("phases[1][items][0][quantity]", "1"),
+        ];
+        let path = format!("/v1/subscription_schedules/{}", made["id"].as_str().unwrap());
+        world.stripe("POST", &path, &form).await;
+        for plan in ["starter", "team"] {
+            let error = ask(&world, "acme", plan, APP).await.error();
+            assert_eq!(error, "subscription_scheduled: plan_id", "{plan}");
+        }
+        assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
+    }
+}
