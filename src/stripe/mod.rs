@@ -10,6 +10,7 @@ mod error;
 pub mod event;
 mod meter;
 mod objects;
+mod provision;
 pub mod signature;
 #[cfg(test)]
 mod testing;
@@ -22,6 +23,7 @@ use crate::entropy::Entropy;
 
 pub use error::{StripeError, StripeErrorKind};
 pub use meter::{MeterEvent, MeterOutcome};
+pub use provision::{Made, Secret, api_version};
 pub use transport::SetupError;
 
 use transport::{Patience, Transport};
