@@ -19,6 +19,7 @@ mod pages;
 mod plans;
 mod process;
 mod quotas;
+mod push;
 mod recount;
 mod report;
 mod retention;
