@@ -82,7 +82,9 @@ pub async fn compare(
 }
 
 fn other_mode(ours: &str, pinned: &str) -> String {
-    format!("STRIPE_SECRET_KEY: is a {ours} key, and the database belongs to {pinned} mode: {ADVICE}")
+    format!(
+        "STRIPE_SECRET_KEY: is a {ours} key, and the database belongs to {pinned} mode: {ADVICE}"
+    )
 }
 
 fn other_account(ours: &str, pinned: &str) -> String {

@@ -7,9 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::start::{
-    StartError, connect_mailer, load_templates, open_store, read_plans,
-};
+use super::start::{StartError, connect_mailer, load_templates, open_store, read_plans};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::store::Store;

@@ -115,11 +115,19 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// As wanted, under this id.
-    Right { id: String },
+    Right {
+        id: String,
+    },
     Missing,
-    Different { id: String, differences: Vec<Difference> },
+    Different {
+        id: String,
+        differences: Vec<Difference>,
+    },
     /// It can be neither used nor changed.
-    Refused { reason: String, remedy: String },
+    Refused {
+        reason: String,
+        remedy: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,17 +164,43 @@ pub enum Creation {
 /// What changes one that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    RenameMeter { id: String, display_name: String },
-    ReactivateMeter { id: String },
-    UpdateProduct { id: String, name: Option<String> },
-    ReactivatePrice { id: String },
+    RenameMeter {
+        id: String,
+        display_name: String,
+    },
+    ReactivateMeter {
+        id: String,
+    },
+    UpdateProduct {
+        id: String,
+        name: Option<String>,
+    },
+    ReactivatePrice {
+        id: String,
+    },
     /// A product's default price cannot be archived: its successor comes first.
-    SetDefaultPrice { product: String, price: PriceRef },
-    ArchivePrice { id: String },
-    UpdatePortal { id: String, terms: PortalTerms },
-    UpdateEndpoint { id: String, events: Vec<String> },
-    UpdateDestination { id: String, events: Vec<String> },
-    EnableDestination { id: String },
+    SetDefaultPrice {
+        product: String,
+        price: PriceRef,
+    },
+    ArchivePrice {
+        id: String,
+    },
+    UpdatePortal {
+        id: String,
+        terms: PortalTerms,
+    },
+    UpdateEndpoint {
+        id: String,
+        events: Vec<String>,
+    },
+    UpdateDestination {
+        id: String,
+        events: Vec<String>,
+    },
+    EnableDestination {
+        id: String,
+    },
 }
 
 /// What customers may do in the portal beside what they always may: pay by another card, read
@@ -197,15 +231,11 @@ impl Wanted {
         events: Vec<&'static str>,
         thin_events: Vec<&'static str>,
     ) -> Self {
-        let mut meters: Vec<Meter> = Vec::new();
-        for feature in catalog.features.values() {
-            let Some(event_name) = &feature.stripe_meter else { continue };
-            // Features may share a meter; the first gives it its name.
-            if meters.iter().all(|meter| meter.event_name != *event_name) {
-                let display_name = feature.name.clone();
-                meters.push(Meter { event_name: event_name.clone(), display_name });
-            }
-        }
+        let meters = catalog.features.values().filter_map(|feature| {
+            let event_name = feature.stripe_meter.clone()?;
+            Some(Meter { event_name, display_name: feature.name.clone() })
+        });
+        let meters = meters.collect();
         let offers = catalog.plans.iter().filter_map(|plan| {
             let price = plan.price.as_ref()?;
             Some(Offer {

@@ -318,7 +318,8 @@ pub(super) fn update_price(
     }
     let is_default = call.state.products.iter().any(|row| row["default_price"] == id);
     if is_default && active == Some(Value::Bool(false)) {
-        let message = "This price cannot be archived because it is the default price of its product.";
+        let message =
+            "This price cannot be archived because it is the default price of its product.";
         return Err(ApiError::refused(message));
     }
     let mut price = before.clone();

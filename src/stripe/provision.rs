@@ -2,6 +2,8 @@
 //! written as that decides. Nothing here decides anything.
 
 mod read;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use serde_json::{Value, json};
@@ -48,8 +50,7 @@ impl Stripe {
     /// # Errors
     /// When Stripe cannot be asked or refuses. That it was sent says nothing of its arrival.
     pub async fn ping(&self, destination: &str) -> Result<String, StripeError> {
-        let path =
-            format!("/v2/core/event_destinations/{}/ping", read::segment(destination)?);
+        let path = format!("/v2/core/event_destinations/{}/ping", read::segment(destination)?);
         let key = self.transport.fresh_key();
         let sent = self.transport.post(&path, &Body::Json(json!({})), &key).await;
         read::required(&sent.map_err(|failed| failed.error)?.body, "id")

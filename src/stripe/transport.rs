@@ -16,9 +16,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
-use stripe_client_core::{
-    CustomizedStripeRequest, StripeClient, StripeMethod, VERSION,
-};
+use stripe_client_core::{CustomizedStripeRequest, StripeClient, StripeMethod, VERSION};
 
 use super::error::StripeError;
 use crate::clock::{Clock, Timestamp};
@@ -345,7 +343,7 @@ fn live_mode(key: &str) -> Option<bool> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use stripe_client_core::RequestStrategy;
+    use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy};
 
     use super::*;
     use crate::stripe::StripeErrorKind;

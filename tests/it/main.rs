@@ -8,6 +8,7 @@ mod api_keys;
 mod bad_input;
 mod cli;
 mod deploy;
+mod doctor;
 mod gate;
 mod history;
 mod live;

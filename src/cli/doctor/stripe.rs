@@ -148,11 +148,14 @@ fn provisioned(step: &Step) -> Vec<Finding> {
 }
 
 fn secrets(config: &Config) -> Finding {
-    finding("webhook secret", match config.stripe_webhook_secrets.len() {
-        0 => Err("STRIPE_WEBHOOK_SECRET is not set: webhooks are refused".to_owned()),
-        1 => Ok("one is accepted".to_owned()),
-        n => Ok(format!("{n} are accepted")),
-    })
+    finding(
+        "webhook secret",
+        match config.stripe_webhook_secrets.len() {
+            0 => Err("STRIPE_WEBHOOK_SECRET is not set: webhooks are refused".to_owned()),
+            1 => Ok("one is accepted".to_owned()),
+            n => Ok(format!("{n} are accepted")),
+        },
+    )
 }
 
 #[cfg(test)]

@@ -72,7 +72,9 @@ async fn round_trip(config: &Config, store: Option<&Store>) -> Finding {
         };
         match answer.await {
             Ok((200, _)) => {}
-            Ok((status, said)) => return Finding::of(ROUND_TRIP, Level::Fault, why(&url, status, &said)),
+            Ok((status, said)) => {
+                return Finding::of(ROUND_TRIP, Level::Fault, why(&url, status, &said));
+            }
             Err(error) => return unreachable(&url, &error),
         }
     }

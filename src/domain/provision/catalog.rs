@@ -65,11 +65,7 @@ fn fixed_otherwise(meter: &found::Meter) -> Option<String> {
 
 pub(super) fn right_or_different(id: &str, differences: Vec<Difference>) -> State {
     let id = id.to_owned();
-    if differences.is_empty() {
-        State::Right { id }
-    } else {
-        State::Different { id, differences }
-    }
+    if differences.is_empty() { State::Right { id } } else { State::Different { id, differences } }
 }
 
 /// The price that has the offer's lookup key.

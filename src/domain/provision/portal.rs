@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 
 use super::catalog::{holder, is_as_offered, is_needless, right_or_different};
 use super::found::{Portal, Price};
-use super::{
-    Change, Creation, Difference, Kind, Offer, PortalTerms, PriceRef, State, Step, Write,
-};
+use super::{Change, Creation, Difference, Kind, Offer, PortalTerms, PriceRef, State, Step, Write};
 
 /// How many products Stripe lets customers move between.
 const MAX_PRODUCTS: usize = 10;

@@ -13,9 +13,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{
-    MARK, PLAN_MARK, PORTAL_MARK, REPLACES_MARK, Stripe, WEBHOOKS_MARK, read,
-};
+use super::{MARK, PLAN_MARK, PORTAL_MARK, REPLACES_MARK, Stripe, WEBHOOKS_MARK, read};
 use crate::domain::provision::{Change, Creation, Offer, PortalTerms, PriceRef, Write};
 use crate::stripe::transport::direct::{Answered, Body, Failed};
 use crate::stripe::{StripeError, StripeErrorKind};

@@ -55,11 +55,7 @@ impl Body {
 
 impl Transport {
     /// Reads what stands at a path such as `/v1/account`.
-    pub async fn get(
-        &self,
-        path: &str,
-        query: &[(&str, &str)],
-    ) -> Result<Answered, StripeError> {
+    pub async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Answered, StripeError> {
         let mut url = self.url(path)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
