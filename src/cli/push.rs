@@ -101,14 +101,14 @@ async fn push(
     let names = steps.iter().map(|step| step.name.len()).filter(|length| *length <= LONG_NAME);
     output.name_width = names.max().unwrap_or(0);
     let is_idle = steps.iter().all(|step| step.writes.is_empty());
-    let held_back = output.live && !options.live;
+    let held_back = output.live && !options.live && !is_idle;
     if is_refused(steps) || is_idle || options.dry_run || held_back {
         steps.iter().for_each(|step| output.tell(step));
         if is_refused(steps) {
             return Err(anyhow!("nothing was written, because something is refused").into());
         }
-        output.say(&format!("\n{}", summary(steps, options.dry_run)));
-        if held_back && !is_idle && !options.dry_run {
+        output.say(&format!("\n{}", summary(steps, options.dry_run || held_back)));
+        if held_back && !options.dry_run {
             return Err(anyhow!("nothing was written: add --live to write to live mode").into());
         }
         return Ok(());
@@ -216,6 +216,17 @@ fn worded(step: &Step) -> (char, String) {
         State::Missing => ('+', format!("create: {detail}")),
         State::Different { id, differences } => ('~', format!("{} ({id})", told(differences))),
         State::Refused { reason, remedy } => ('!', format!("refused: {reason}; {remedy}")),
+        State::Unseen { reason, forbidden } => {
+            ('!', format!("refused: {reason}; {}", after_unseen(step, *forbidden)))
+        }
+    }
+}
+
+/// What to do about what could not be looked at.
+fn after_unseen(step: &Step, forbidden: bool) -> String {
+    match forbidden {
+        true => format!("allow the key to read and write {}", step.kind.permission()),
+        false => "run it again".to_owned(),
     }
 }
 
@@ -245,6 +256,11 @@ fn as_json(step: &Step) -> Value {
             json["action"] = "refuse".into();
             json["reason"] = reason.as_str().into();
             json["remedy"] = remedy.as_str().into();
+        }
+        State::Unseen { reason, forbidden } => {
+            json["action"] = "refuse".into();
+            json["reason"] = reason.as_str().into();
+            json["remedy"] = after_unseen(step, *forbidden).into();
         }
     }
     json

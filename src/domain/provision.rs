@@ -128,6 +128,11 @@ pub enum State {
         reason: String,
         remedy: String,
     },
+    /// It could not be looked at; `forbidden` if the key may not read its kind.
+    Unseen {
+        reason: String,
+        forbidden: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,7 +287,7 @@ pub fn plan(wanted: &Wanted, found: &Found) -> Vec<Step> {
 
 /// Whether one of the steps can neither be done nor be left.
 pub fn is_refused(steps: &[Step]) -> bool {
-    steps.iter().any(|step| matches!(step.state, State::Refused { .. }))
+    steps.iter().any(|step| matches!(step.state, State::Refused { .. } | State::Unseen { .. }))
 }
 
 fn seen<T>(
@@ -297,18 +302,7 @@ fn seen<T>(
 }
 
 fn unreadable(kind: Kind, unseen: &Unseen) -> Step {
-    let permission = kind.permission();
-    let remedy = if unseen.forbidden {
-        format!("allow the key to read {permission}")
-    } else {
-        "try again".to_owned()
-    };
-    Step {
-        kind,
-        name: String::new(),
-        detail: String::new(),
-        state: State::Refused { reason: unseen.reason.clone(), remedy },
-        note: None,
-        writes: Vec::new(),
-    }
+    let state = State::Unseen { reason: unseen.reason.clone(), forbidden: unseen.forbidden };
+    let (name, detail) = (String::new(), String::new());
+    Step { kind, name, detail, state, note: None, writes: Vec::new() }
 }

@@ -205,9 +205,12 @@ async fn a_restricted_key_is_told_what_is_missing_and_the_rest_is_examined() {
     );
     assert!(found[1].starts_with("note stripe's ping: not tried: "), "{found:#?}");
     hidden(&["GET /v1/webhook_endpoints"]);
-    only_amiss(&shop, "fault webhooks: … 403 … allow the key to read webhook endpoints").await;
+    let note = "note webhooks: not examined, the key may not read webhook endpoints: … (403)";
+    only_amiss(&shop, note).await;
     hidden(&["GET /v1/prices"]);
-    only_amiss(&shop, "fault price: … allow the key to read prices").await;
+    only_amiss(&shop, "note price: not examined, the key may not read prices: … (403)").await;
+    hidden(&["GET /v1/customers"]);
+    only_amiss(&shop, "fault stripe key: … (403)").await;
     daemon.stop().await;
 }
 

@@ -280,7 +280,7 @@ async fn an_address_that_stripe_cannot_send_to_is_refused() {
 async fn a_restricted_key_is_told_what_it_may_not_do() {
     let (_db, shop) = shop().await;
     shop.sim.change_faults(|faults| faults.not_permitted = vec!["GET /v1/billing/meters".into()]);
-    refused(&shop, &[], "allow the key to read billing meters").await;
+    refused(&shop, &[], "allow the key to read and write billing meters").await;
     let hidden = ["POST /v", "GET /v1/account"].map(str::to_owned);
     shop.sim.change_faults(|faults| faults.not_permitted = hidden.to_vec());
     let finished = shop.push(&[]).await;

@@ -141,6 +141,12 @@ fn provisioned(step: &Step) -> Vec<Finding> {
             (amiss, format!("{id}: {}; {push} mends it", told(differences)))
         }
         State::Refused { reason, remedy } => (amiss, format!("{reason}; {remedy}")),
+        // The daemon does without: a key that may do no more than it needs is a good one.
+        State::Unseen { reason, forbidden: true } => {
+            let permission = step.kind.permission();
+            (Level::Note, format!("not examined, the key may not read {permission}: {reason}"))
+        }
+        State::Unseen { reason, forbidden: false } => (amiss, reason.clone()),
     };
     let note = step.note.iter().filter(|_| matches!(step.state, State::Right { .. }));
     let note: Vec<Finding> = note.map(|note| Finding::of(&what, Level::Note, note)).collect();

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 
 use super::{Finding, Level};
@@ -59,7 +60,9 @@ async fn round_trip(config: &Config, store: Option<&Store>) -> Finding {
         "created": clock.now().seconds(), "data": {"object": {}},
     });
     let body = event.to_string();
-    let http = match reqwest::Client::builder().timeout(PATIENCE).build() {
+    // Stripe follows no redirect either.
+    let http = reqwest::Client::builder().redirect(Policy::none()).timeout(PATIENCE).build();
+    let http = match http {
         Ok(http) => http,
         Err(error) => return Finding::of(ROUND_TRIP, Level::Fault, error.to_string()),
     };
