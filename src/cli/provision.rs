@@ -8,13 +8,13 @@ use reqwest::Url;
 use crate::config::Config;
 use crate::domain::plan::Catalog;
 use crate::domain::provision::{Step, Wanted};
-use crate::stripe::event::{METER_EVENTS, TIER_EVENTS};
+use crate::stripe::event::{CONCERN_TIER, TELL_OF_METERS};
 use crate::stripe::{Made, Stripe, StripeError, api_version};
 
 /// What the account is to hold for these plans and this address of ours.
 pub fn wanted(config: &Config, catalog: &Catalog) -> Wanted {
     let url = webhook_url(&config.public_url, &config.stripe_api_base);
-    let (events, thin_events) = (TIER_EVENTS.to_vec(), METER_EVENTS.to_vec());
+    let (events, thin_events) = (CONCERN_TIER.to_vec(), TELL_OF_METERS.to_vec());
     Wanted::of(catalog, config.livemode(), url, api_version(), events, thin_events)
 }
 

@@ -96,7 +96,7 @@ pub fn parse(body: &[u8]) -> Result<Event, EventError> {
 /// Of the rest, some are mails of Stripe's own making (`trial_will_end`), some announce what will
 /// come with an event of its own (schedules, `invoice.upcoming`), and most have nothing to do with
 /// us.
-pub const TIER_EVENTS: [&str; 17] = [
+pub const CONCERN_TIER: [&str; 17] = [
     "customer.subscription.created",
     "customer.subscription.updated",
     "customer.subscription.deleted",
@@ -118,12 +118,12 @@ pub const TIER_EVENTS: [&str; 17] = [
 ];
 
 /// What becomes of meter events that were received and not counted; no snapshot event tells it.
-pub const METER_EVENTS: [&str; 2] =
+pub const TELL_OF_METERS: [&str; 2] =
     ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];
 
-/// Whether an event of this type, snapshot or thin, is one of [`TIER_EVENTS`].
+/// Whether an event of this type, snapshot or thin, is one of [`CONCERN_TIER`].
 pub fn concerns_tier(event_type: &str) -> bool {
-    TIER_EVENTS.contains(&event_type.strip_prefix("v1.").unwrap_or(event_type))
+    CONCERN_TIER.contains(&event_type.strip_prefix("v1.").unwrap_or(event_type))
 }
 
 fn required(event: &Value, field: &'static str) -> Result<String, EventError> {

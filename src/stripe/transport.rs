@@ -16,7 +16,9 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
-use stripe_client_core::{CustomizedStripeRequest, StripeClient, StripeMethod, VERSION};
+use stripe_client_core::{
+    CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeMethod, VERSION,
+};
 
 use super::error::StripeError;
 use crate::clock::{Clock, Timestamp};
@@ -194,6 +196,22 @@ impl Transport {
         self.exchange(request).await
     }
 
+    /// A request as async-stripe builds it: to version 1, its body a form.
+    fn outgoing(
+        &self,
+        request: RequestBuilder,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Outgoing, StripeError> {
+        let mut url = self.url(&format!("/v1{}", request.path))?;
+        url.set_query(request.query.as_deref().filter(|query| !query.is_empty()));
+        Ok(Outgoing {
+            method: method(request.method),
+            url,
+            body: request.body.map(|form| (FORM, form)),
+            idempotency_key: key.map(|key| key.as_str().to_owned()),
+        })
+    }
+
     /// `path` begins with the API's version: `/v1/prices`.
     fn url(&self, path: &str) -> Result<Url, StripeError> {
         let url = Url::parse(&format!("{}{path}", self.base));
@@ -208,14 +226,7 @@ impl StripeClient for Transport {
         let (request, options) = request.into_pieces();
         let key = options.request_strategy.and_then(|strategy| strategy.get_key());
         let attempts = if matches!(request.method, StripeMethod::Get) { READ_ATTEMPTS } else { 1 };
-        let mut url = self.url(&format!("/v1{}", request.path))?;
-        url.set_query(request.query.as_deref().filter(|query| !query.is_empty()));
-        let outgoing = Outgoing {
-            method: method(request.method),
-            url,
-            body: request.body.map(|form| (FORM, form)),
-            idempotency_key: key.map(|key| key.as_str().to_owned()),
-        };
+        let outgoing = self.outgoing(request, key)?;
         settle(self.attempt(&outgoing, attempts).await)
     }
 }
@@ -343,7 +354,7 @@ fn live_mode(key: &str) -> Option<bool> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use stripe_client_core::{IdempotencyKey, RequestBuilder, RequestStrategy};
+    use stripe_client_core::RequestStrategy;
 
     use super::*;
     use crate::stripe::StripeErrorKind;

@@ -24,28 +24,28 @@ impl Stripe {
     /// What of the wanted is there. Asks one list after the other, some twenty calls at most for
     /// ten plans: far below any rate limit of Stripe's.
     pub async fn find(&self, wanted: &Wanted) -> Found {
-        let prices = self.prices(wanted).await;
+        let prices = self.find_prices(wanted).await;
         let products = match &prices {
-            Ok(prices) => seen(Kind::Product, self.products(wanted, prices).await),
+            Ok(prices) => seen(Kind::Product, self.find_products(wanted, prices).await),
             // Which products to look for is not known then.
             Err(_) => Ok(Vec::new()),
         };
         Found {
-            meters: seen(Kind::Meter, self.meters().await),
+            meters: seen(Kind::Meter, self.find_meters().await),
             prices: seen(Kind::Price, prices),
             products,
-            portals: seen(Kind::Portal, self.portals().await),
-            endpoints: seen(Kind::Endpoint, self.endpoints().await),
-            destinations: seen(Kind::Destination, self.destinations().await),
+            portals: seen(Kind::Portal, self.find_portals().await),
+            endpoints: seen(Kind::Endpoint, self.find_endpoints().await),
+            destinations: seen(Kind::Destination, self.find_destinations().await),
         }
     }
 
-    async fn meters(&self) -> Result<Vec<Meter>> {
+    async fn find_meters(&self) -> Result<Vec<Meter>> {
         let rows = self.every_row("/v1/billing/meters", &[]).await?;
         rows.iter().map(meter).collect()
     }
 
-    async fn prices(&self, wanted: &Wanted) -> Result<Vec<Price>> {
+    async fn find_prices(&self, wanted: &Wanted) -> Result<Vec<Price>> {
         let mut prices = Vec::new();
         for offers in wanted.offers.chunks(LOOKUP_KEYS) {
             let keys = offers.iter().map(|offer| ("lookup_keys[]", offer.lookup_key.as_str()));
@@ -65,7 +65,7 @@ impl Stripe {
         Ok(prices)
     }
 
-    async fn products(&self, wanted: &Wanted, prices: &[Price]) -> Result<Vec<Product>> {
+    async fn find_products(&self, wanted: &Wanted, prices: &[Price]) -> Result<Vec<Product>> {
         let own = wanted.offers.iter().map(|offer| offer.own_product());
         let ids: BTreeSet<String> =
             prices.iter().map(|price| price.product.clone()).chain(own).collect();
@@ -78,7 +78,7 @@ impl Stripe {
         Ok(products)
     }
 
-    async fn portals(&self) -> Result<Vec<Portal>> {
+    async fn find_portals(&self) -> Result<Vec<Portal>> {
         // The products of a configuration are left out unless asked for.
         let query =
             [("active", "true"), ("expand[]", "data.features.subscription_update.products")];
@@ -87,12 +87,12 @@ impl Stripe {
         ours.map(portal).collect()
     }
 
-    async fn endpoints(&self) -> Result<Vec<Endpoint>> {
+    async fn find_endpoints(&self) -> Result<Vec<Endpoint>> {
         let rows = self.every_row("/v1/webhook_endpoints", &[]).await?;
         rows.iter().map(endpoint).collect()
     }
 
-    async fn destinations(&self) -> Result<Vec<Destination>> {
+    async fn find_destinations(&self) -> Result<Vec<Destination>> {
         let mut path = "/v2/core/event_destinations".to_owned();
         let mut query = vec![("include[0]", "webhook_endpoint.url")];
         let mut rows = Vec::new();

@@ -89,7 +89,7 @@ impl Stripe {
 
     async fn create(&self, creation: &Creation, made: &mut Made) -> Result<()> {
         let (path, body) = creation_of(creation, made)?;
-        let answer = self.post_once(path, &body).await?.body;
+        let answer = self.create_once(path, &body).await?.body;
         let id = read::required(&answer, "id")?;
         match creation {
             Creation::Price { offer, .. } => {
@@ -105,7 +105,7 @@ impl Stripe {
     }
 
     /// Makes what `body` describes unless an earlier call made it and it is still there.
-    async fn post_once(&self, path: &str, body: &Body) -> Result<Answered> {
+    async fn create_once(&self, path: &str, body: &Body) -> Result<Answered> {
         let mut refused = None;
         for nth in 0..KEYS {
             match self.transport.post(path, body, &content_key(path, body, nth)).await {
