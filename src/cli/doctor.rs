@@ -1,22 +1,48 @@
 //! `tollgate doctor`: one line per thing that has to be right, exit 1 if one is not.
 
+mod stripe;
+mod webhook;
+
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::start::{
-    StartError, connect_mailer, connect_stripe, load_templates, open_store, read_plans,
-};
+use super::start::{StartError, connect_mailer, load_templates, open_store, read_plans};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::entropy::Entropy;
 use crate::store::Store;
 
 #[derive(Serialize)]
 struct Finding {
-    what: &'static str,
+    what: String,
     ok: bool,
+    level: Level,
     detail: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Ok,
+    /// Worth knowing, and nothing that has to be mended.
+    Note,
+    Fault,
+}
+
+impl Finding {
+    fn of(what: impl Into<String>, level: Level, detail: impl Into<String>) -> Self {
+        let (what, detail) = (what.into(), detail.into());
+        Self { what, ok: level != Level::Fault, level, detail }
+    }
+
+    fn line(&self, width: usize) -> String {
+        let mark = match self.level {
+            Level::Ok => "ok",
+            Level::Note => "note",
+            Level::Fault => "FAULT",
+        };
+        format!("{mark:<5}  {:<width$}  {}", self.what, self.detail)
+    }
 }
 
 pub async fn run(json: bool) -> Result<(), StartError> {
@@ -31,10 +57,8 @@ pub async fn run(json: bool) -> Result<(), StartError> {
     if json {
         println!("{}", serde_json::to_string(&findings)?);
     } else {
-        for finding in &findings {
-            let mark = if finding.ok { "ok   " } else { "FAULT" };
-            println!("{mark}  {:<14}  {}", finding.what, finding.detail);
-        }
+        let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
+        findings.iter().for_each(|finding| println!("{}", finding.line(width)));
     }
     if faults > 0 {
         return Err(anyhow::anyhow!("{faults} of {} checks found a fault", findings.len()).into());
@@ -43,20 +67,20 @@ pub async fn run(json: bool) -> Result<(), StartError> {
 }
 
 fn finding(what: &'static str, examined: Result<String, String>) -> Finding {
-    let ok = examined.is_ok();
-    Finding { what, ok, detail: examined.unwrap_or_else(|problem| problem) }
+    let level = if examined.is_ok() { Level::Ok } else { Level::Fault };
+    Finding::of(what, level, examined.unwrap_or_else(|problem| problem))
 }
 
 async fn examine(config: &Config) -> Vec<Finding> {
-    vec![
+    let mut findings = vec![
         finding("configuration", Ok("every variable can be read".to_owned())),
         finding("plans", plans(config)),
         finding("database", database(config).await),
-        finding("stripe key", stripe(config).await),
-        finding("stripe webhook", webhook_secret(config)),
-        finding("mail", mail(config).await),
-        finding("templates", templates(config)),
-    ]
+    ];
+    findings.extend(stripe::examine(config).await);
+    findings.push(finding("mail", mail(config).await));
+    findings.push(finding("templates", templates(config)));
+    findings
 }
 
 fn words(error: StartError) -> String {
@@ -89,25 +113,6 @@ async fn database(config: &Config) -> Result<String, String> {
         true => format!("{dialect:?}, schema up to date"),
         false => format!("{dialect:?}, schema to be migrated at the next start"),
     })
-}
-
-async fn stripe(config: &Config) -> Result<String, String> {
-    let stripe = connect_stripe(config, &Clock::system(), &Entropy::system()).map_err(words)?;
-    let stripe = stripe.ok_or("STRIPE_SECRET_KEY is not set: nothing is synced or reported")?;
-    // Any id will do: a key that may read gets "no such customer", a bad one is refused.
-    stripe.customer("cus_tollgate_doctor").await.map_err(|error| error.to_string())?;
-    Ok(match config.livemode() {
-        Some(true) => "accepted, live mode".to_owned(),
-        _ => "accepted, test mode".to_owned(),
-    })
-}
-
-fn webhook_secret(config: &Config) -> Result<String, String> {
-    match config.stripe_webhook_secrets.len() {
-        0 => Err("STRIPE_WEBHOOK_SECRET is not set: webhooks are refused".to_owned()),
-        1 => Ok("one secret is accepted".to_owned()),
-        n => Ok(format!("{n} secrets are accepted")),
-    }
 }
 
 async fn mail(config: &Config) -> Result<String, String> {

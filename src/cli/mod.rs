@@ -1,7 +1,10 @@
 //! The command line.
 
+mod account;
 mod doctor;
 mod keys;
+mod provision;
+mod push;
 mod recount;
 mod report;
 pub mod sandbox;
@@ -44,6 +47,11 @@ enum Command {
     },
     /// Rebuild every counter from its events and say what differs; exit 1 if anything does.
     Recount(recount::Options),
+    /// Make the Stripe account hold what the plans file needs.
+    Stripe {
+        #[command(subcommand)]
+        command: push::Command,
+    },
     /// Check configuration, database, plans, Stripe, mail and templates.
     Doctor {
         /// Answer in JSON.
@@ -68,6 +76,7 @@ pub async fn run(cli: Cli) -> ExitCode {
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
                 Command::Recount(options) => recount::run(&config, &options).await,
+                Command::Stripe { command } => push::run(&config, command).await,
                 Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {
                     unreachable!("handled above")
                 }

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::account;
 use crate::app::{
     App, Credentials, Nudges, Plans, PlansFile, PlansRefused, Shared, check_plans_in_use,
 };
@@ -181,6 +182,10 @@ pub async fn start(
     let store = open_store(config, clock.clone()).await?;
     let lock = store.lock_for_serving(&config.database_url)?;
     store.migrate().await?;
+    account::pin_mode(config, &store).await?;
+    if let (Some(stripe), Drive::Loops) = (&stripe, drive) {
+        account::pin_account(stripe, &store).await?;
+    }
     check_plans_in_use(&store, &catalog).await.map_err(|refused| match refused {
         PlansRefused::Lacks(_) => StartError::Config(format!("TOLLGATE_PLANS: {refused}")),
         PlansRefused::Store(error) => error.into(),

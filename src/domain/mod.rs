@@ -4,6 +4,7 @@ pub mod ids;
 pub mod money;
 pub mod run;
 pub mod plan;
+pub mod provision;
 pub mod period;
 pub mod usage;
 pub mod recount;

@@ -2,14 +2,15 @@
 
 use serde_json::{Value, json};
 
+use super::Simulator;
 use super::answer::ApiError;
 use super::params::Params;
 use super::state::Call;
 
-pub(super) fn retrieve(_call: &Call<'_>, params: Params) -> Result<Value, ApiError> {
+pub(super) fn retrieve(call: &Call<'_>, params: Params) -> Result<Value, ApiError> {
     params.finish(&[])?;
     Ok(json!({
-        "id": "acct_1Simulated",
+        "id": call.state.account_id.as_deref().unwrap_or("acct_1Simulated"),
         "object": "account",
         "charges_enabled": true,
         "country": "US",
@@ -19,4 +20,11 @@ pub(super) fn retrieve(_call: &Call<'_>, params: Params) -> Result<Value, ApiErr
         "payouts_enabled": true,
         "type": "standard",
     }))
+}
+
+impl Simulator {
+    /// Makes this another account, to which the same key leads.
+    pub fn set_account(&self, id: &str) {
+        self.with_call(|call| call.state.account_id = Some(id.to_owned()));
+    }
 }

@@ -198,6 +198,13 @@ impl ApiError {
         Self::new(401, "You did not provide an API key.")
     }
 
+    /// A restricted key asked for what it was not made for.
+    pub fn not_permitted() -> Self {
+        let message = "The provided key 'rk_test_****' does not have the required permissions for \
+                       this endpoint. Having more permissions would allow this request to continue.";
+        Self::new(403, message)
+    }
+
     /// Names nothing of the key that was sent.
     pub fn wrong_key() -> Self {
         Self::new(401, "Invalid API Key provided.")

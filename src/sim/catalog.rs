@@ -11,8 +11,7 @@ use super::state::{Call, Page, text};
 /// A product's fields that may be changed later by an empty string or a new text.
 const PRODUCT_TEXTS: [&str; 4] = ["description", "statement_descriptor", "unit_label", "url"];
 
-const PRODUCT_NOT_SIMULATED: [&str; 9] = [
-    "default_price",
+const PRODUCT_NOT_SIMULATED: [&str; 8] = [
     "default_price_data",
     "images",
     "marketing_features",
@@ -71,7 +70,13 @@ pub(super) fn update_product(
     let name = params.text("name")?.map(Value::from);
     let active = params.boolean("active")?.map(Value::from);
     let metadata = params.metadata()?;
-    let mut changes = vec![("name", name), ("active", active)];
+    let default_price = params.clearable("default_price")?;
+    if let Some(price) = default_price.as_ref().and_then(Value::as_str)
+        && call.state.prices.get(price).is_none_or(|price| price["product"] != id)
+    {
+        return Err(ApiError::no_such_param("price", price, "default_price"));
+    }
+    let mut changes = vec![("name", name), ("active", active), ("default_price", default_price)];
     for field in PRODUCT_TEXTS {
         changes.push((field, params.clearable(field)?));
     }
@@ -310,6 +315,12 @@ pub(super) fn update_price(
     {
         check_price(call, None, &Value::Null, Some(key), transfer)?;
         release_lookup_key(call, key);
+    }
+    let is_default = call.state.products.iter().any(|row| row["default_price"] == id);
+    if is_default && active == Some(Value::Bool(false)) {
+        let message =
+            "This price cannot be archived because it is the default price of its product.";
+        return Err(ApiError::refused(message));
     }
     let mut price = before.clone();
     let changes = vec![("active", active), ("nickname", nickname), ("lookup_key", lookup_key)];

@@ -7,7 +7,7 @@ use super::answer::ApiError;
 use super::catalog::apply;
 use super::params::{MetadataChange, Params};
 use super::state::{Call, text};
-use super::thin::rfc3339;
+use super::thin::{self, rfc3339};
 
 /// Stripe's parameters of a destination that the simulator refuses.
 const NOT_SIMULATED: [&str; 4] =
@@ -129,6 +129,29 @@ pub(super) fn update(call: &mut Call<'_>, id: &str, mut params: Params) -> Resul
     apply(&mut row, changes, metadata.as_ref());
     call.state.event_destinations.put(row.clone());
     Ok(shown(&row, &include, None))
+}
+
+/// Switches a destination on or off.
+pub(super) fn set_enabled(
+    call: &mut Call<'_>,
+    id: &str,
+    enabled: bool,
+    mut params: Params,
+) -> Result<Value, ApiError> {
+    let include = read_include(&mut params)?;
+    params.finish(&[])?;
+    let mut row = find(call, id)?;
+    row["status"] = if enabled { "enabled" } else { "disabled" }.into();
+    row["updated"] = rfc3339(call.now).into();
+    call.state.event_destinations.put(row.clone());
+    Ok(shown(&row, &include, None))
+}
+
+/// Sends the destination an event that says nothing, whatever events it wants.
+pub(super) fn ping(call: &mut Call<'_>, id: &str, params: Params) -> Result<Value, ApiError> {
+    params.finish(&[])?;
+    find(call, id)?;
+    Ok(thin::ping(call, id))
 }
 
 /// All on one page: nobody has more destinations than fit.

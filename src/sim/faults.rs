@@ -36,6 +36,9 @@ pub struct Faults {
     /// How many calls each endpoint takes in one second by the simulator's clock: 25 on Stripe.
     /// Off by default, because a clock that stands still never lets another call in.
     pub calls_per_second: Option<u32>,
+    /// What the key may not do, as a restricted one: method and beginning of the path, such as
+    /// `POST /v1/prices`.
+    pub not_permitted: Vec<String>,
     /// Faults of the API, used up in order; the first whose prefix matches is applied.
     pub api: Vec<ApiFault>,
 }

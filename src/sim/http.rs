@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
@@ -23,6 +24,7 @@ use super::line::{CutSwitch, Lines, TroubledBody};
 use super::params::Params;
 use super::state::{API_VERSION, Call, LoggedRequest, Origin, State};
 use super::{Shared, hosted, life, limits, routes};
+use crate::clock::Timestamp;
 
 /// Serves the API and `/_sim` until the simulator is stopped.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -161,7 +163,8 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
         state.requests.len() - 1
     };
     let origin = Origin { request_id: Some(request_id.clone()), idempotency_key: key };
-    let answer = match check_request(shared, &parts) {
+    let answer = match check_request(shared, &parts).and_then(|()| check_permission(shared, &parts))
+    {
         Ok(()) => answer(shared, &parts, body, origin).await,
         Err(error) => Some(error.answer()),
     };
@@ -174,8 +177,25 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
     if shared.faults().webhooks_before_answers {
         shared.deliver_due(false).await;
     }
-    let answer = answer?.with_header("request-id", request_id);
+    let answer = answer?.with_header("request-id", request_id).with_header("date", date(now));
     Some(answer.with_header("stripe-version", API_VERSION))
+}
+
+/// `Wed, 25 Nov 2026 07:15:25 GMT`.
+fn date(now: Timestamp) -> String {
+    let printer = DateTimePrinter::new();
+    // Fails only before the year 0.
+    printer.timestamp_to_rfc9110_string(&now.to_jiff()).unwrap_or_default()
+}
+
+/// What a restricted key may not do.
+fn check_permission(shared: &Shared, parts: &Parts) -> Result<(), ApiError> {
+    let call = format!("{} {}", parts.method, parts.uri.path());
+    let faults = shared.faults();
+    match faults.not_permitted.iter().any(|prefix| call.starts_with(prefix)) {
+        true => Err(ApiError::not_permitted()),
+        false => Ok(()),
+    }
 }
 
 /// What a fault says instead of doing any work; the key stays free.
@@ -298,8 +318,28 @@ fn execute(
         for path in &expand {
             call.state.expand(&mut object, path)?;
         }
+        if shared.api_key.contains("_live_") {
+            set_live(&mut object);
+        }
         Ok(object)
     })
+}
+
+/// Says of every object in an answer that it is of live mode.
+fn set_live(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if name == "livemode" {
+                    *field = true.into();
+                } else {
+                    set_live(field);
+                }
+            }
+        }
+        Value::Array(rows) => rows.iter_mut().for_each(set_live),
+        _ => {}
+    }
 }
 
 impl Shared {

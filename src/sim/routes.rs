@@ -48,6 +48,13 @@ fn version_2(
         ("GET", ["event_destinations"]) => destinations::list(call, params),
         ("GET", ["event_destinations", id]) => destinations::retrieve(call, id, params),
         ("POST", ["event_destinations", id]) => destinations::update(call, id, params),
+        ("POST", ["event_destinations", id, "enable"]) => {
+            destinations::set_enabled(call, id, true, params)
+        }
+        ("POST", ["event_destinations", id, "ping"]) => destinations::ping(call, id, params),
+        ("POST", ["event_destinations", id, "disable"]) => {
+            destinations::set_enabled(call, id, false, params)
+        }
         ("DELETE", ["event_destinations", id]) => destinations::delete(call, id, params),
         _ => return None,
     })

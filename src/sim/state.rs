@@ -109,6 +109,8 @@ pub struct LoggedRequest {
 /// The account.
 #[derive(Default)]
 pub(super) struct State {
+    /// `None` until it is given another one.
+    pub account_id: Option<String>,
     pub customers: Table,
     pub products: Table,
     pub prices: Table,

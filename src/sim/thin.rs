@@ -85,6 +85,24 @@ pub(super) fn echo(call: &mut Call<'_>, event: &Value) {
     );
 }
 
+/// The event by which an owner sees that a destination is reached.
+pub(super) fn ping(call: &mut Call<'_>, destination: &str) -> Value {
+    let kind = "v2.core.event_destination";
+    let event = json!({
+        "id": call.id("evt"),
+        "object": "v2.core.event",
+        "created": rfc3339(call.now),
+        "livemode": false,
+        "type": format!("{kind}.ping"),
+        "related_object": {
+            "id": destination, "type": kind, "url": format!("/v2/core/event_destinations/{destination}"),
+        },
+    });
+    webhooks::plan(call, &event, vec![destination.to_owned()]);
+    call.state.thin_events.put(event.clone());
+    event
+}
+
 /// A meter event has failed after it was accepted: it is reported at the end of its window.
 pub(super) fn plan_report(call: &mut Call<'_>) {
     let now_s = call.real_now.seconds();

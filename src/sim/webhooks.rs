@@ -372,6 +372,18 @@ pub(super) fn delete(call: &mut Call<'_>, id: &str, params: Params) -> Result<Va
 }
 
 impl Simulator {
+    /// Makes an endpoint one of another API version, as one that an older program has made. What it
+    /// is sent stays as it is. Fails if there is no such endpoint.
+    pub fn set_webhook_version(&self, endpoint: &str, version: &str) -> anyhow::Result<()> {
+        self.with_call(|call| {
+            let found = call.state.webhook_endpoints.get(endpoint).cloned();
+            let Some(mut row) = found else { anyhow::bail!("there is no endpoint {endpoint}") };
+            row["api_version"] = version.into();
+            call.state.webhook_endpoints.put(row);
+            Ok(())
+        })
+    }
+
     /// Gives an endpoint or a destination a new secret, as the Dashboard's "roll secret" does: for
     /// a day both sign. Fails if there is no such endpoint.
     pub fn roll_webhook_secret(&self, endpoint: &str, secret: &str) -> anyhow::Result<()> {

@@ -177,6 +177,7 @@ mod tests {
             retry_after: None,
             replayed: false,
             request_id: Some("req_1".to_owned()),
+            date: None,
             body: body.as_bytes().to_vec(),
         }
     }

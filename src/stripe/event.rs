@@ -91,33 +91,39 @@ pub fn parse(body: &[u8]) -> Result<Event, EventError> {
     })
 }
 
-/// Whether an event of this type is a reason to fetch the customer's subscriptions again.
+/// The events that are a reason to fetch the customer's subscriptions again.
 ///
 /// Of the rest, some are mails of Stripe's own making (`trial_will_end`), some announce what will
 /// come with an event of its own (schedules, `invoice.upcoming`), and most have nothing to do with
 /// us.
+pub const CONCERN_TIER: [&str; 17] = [
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "customer.subscription.paused",
+    "customer.subscription.resumed",
+    "customer.subscription.pending_update_applied",
+    "customer.subscription.pending_update_expired",
+    "checkout.session.completed",
+    "checkout.session.async_payment_succeeded",
+    "checkout.session.async_payment_failed",
+    "checkout.session.expired",
+    "invoice.paid",
+    "invoice.payment_failed",
+    "invoice.payment_action_required",
+    // Linking: the customer's metadata may name ours.
+    "customer.created",
+    "customer.updated",
+    "customer.deleted",
+];
+
+/// What becomes of meter events that were received and not counted; no snapshot event tells it.
+pub const TELL_OF_METERS: [&str; 2] =
+    ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];
+
+/// Whether an event of this type, snapshot or thin, is one of [`CONCERN_TIER`].
 pub fn concerns_tier(event_type: &str) -> bool {
-    matches!(
-        event_type.strip_prefix("v1.").unwrap_or(event_type),
-        "customer.subscription.created"
-            | "customer.subscription.updated"
-            | "customer.subscription.deleted"
-            | "customer.subscription.paused"
-            | "customer.subscription.resumed"
-            | "customer.subscription.pending_update_applied"
-            | "customer.subscription.pending_update_expired"
-            | "checkout.session.completed"
-            | "checkout.session.async_payment_succeeded"
-            | "checkout.session.async_payment_failed"
-            | "checkout.session.expired"
-            | "invoice.paid"
-            | "invoice.payment_failed"
-            | "invoice.payment_action_required"
-            // Linking: the customer's metadata may name ours.
-            | "customer.created"
-            | "customer.updated"
-            | "customer.deleted"
-    )
+    CONCERN_TIER.contains(&event_type.strip_prefix("v1.").unwrap_or(event_type))
 }
 
 fn required(event: &Value, field: &'static str) -> Result<String, EventError> {

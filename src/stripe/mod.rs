@@ -14,6 +14,7 @@ pub mod event;
 mod meter;
 mod objects;
 mod portal;
+mod provision;
 pub mod signature;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub use checkout::{CheckoutSession, CheckoutState, NewCheckout};
 pub use error::{StripeError, StripeErrorKind};
 pub use meter::{MeterEvent, MeterOutcome};
 pub use portal::PortalFlow;
+pub use provision::{Made, Secret, api_version};
 pub use transport::SetupError;
 
 use transport::{Patience, Transport};

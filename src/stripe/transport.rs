@@ -12,7 +12,7 @@ use std::time::Duration;
 // async-stripe's trait answers in this type (of the bytes crate), which axum passes on.
 use axum::body::Bytes;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
@@ -21,13 +21,17 @@ use stripe_client_core::{
 };
 
 use super::error::StripeError;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
+
+pub(super) mod direct;
 
 /// Far above any page of subscriptions; an answer beyond it is not Stripe's.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 const READ_ATTEMPTS: u32 = 3;
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 const USER_AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
@@ -87,7 +91,18 @@ pub(super) struct Reply {
     /// `Idempotent-Replayed`: the answer to an earlier request under the same key, given again.
     pub replayed: bool,
     pub request_id: Option<String>,
+    /// When Stripe wrote the answer, by its own clock.
+    pub date: Option<Timestamp>,
     pub body: Vec<u8>,
+}
+
+/// A request, ready to go.
+struct Outgoing {
+    method: Method,
+    url: Url,
+    /// Its type and its text.
+    body: Option<(&'static str, String)>,
+    idempotency_key: Option<String>,
 }
 
 /// No answer, or not a whole one.
@@ -147,26 +162,21 @@ impl Transport {
     }
 
     /// Sends `request` once and reads the whole answer.
-    async fn exchange(
-        &self,
-        request: &RequestBuilder,
-        key: Option<&IdempotencyKey>,
-    ) -> Result<Reply, NoReply> {
+    async fn exchange(&self, request: &Outgoing) -> Result<Reply, NoReply> {
         let started = self.clock.now();
-        let mut http = self.http.request(method(request.method), self.url(request)?);
-        if let Some(body) = &request.body {
-            http =
-                http.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body.clone());
+        let mut http = self.http.request(request.method.clone(), request.url.clone());
+        if let Some((kind, body)) = &request.body {
+            http = http.header(CONTENT_TYPE, *kind).body(body.clone());
         }
-        if let Some(key) = key {
-            let value = HeaderValue::from_str(key.as_str())
+        if let Some(key) = &request.idempotency_key {
+            let value = HeaderValue::from_str(key)
                 .map_err(|_| StripeError::unsendable("idempotency key"))?;
             http = http.header(IDEMPOTENCY_KEY, value);
         }
         let answer = async { read_whole(http.send().await.map_err(no_reply)?).await }.await;
         tracing::debug!(
-            method = ?request.method,
-            path = request.path,
+            method = %request.method,
+            path = request.url.path(),
             status = answer.as_ref().ok().map(|reply| reply.status),
             request_id = answer.as_ref().ok().and_then(|reply| reply.request_id.as_deref()),
             took_ms = self.clock.now().since(started).as_millis(),
@@ -175,11 +185,42 @@ impl Transport {
         answer
     }
 
-    fn url(&self, request: &RequestBuilder) -> Result<Url, StripeError> {
-        let mut url = Url::parse(&format!("{}/v1{}", self.base, request.path))
-            .map_err(|_| StripeError::unsendable("address"))?;
+    /// Sends `request`, at most so many times while that is worth it.
+    async fn attempt(&self, request: &Outgoing, attempts: u32) -> Result<Reply, NoReply> {
+        let mut pause = self.first_pause;
+        for _ in 1..attempts {
+            let answer = self.exchange(request).await;
+            if !worth_another_attempt(&answer) {
+                return answer;
+            }
+            // Machine time, not the clock's: it lets Stripe recover within this one call, and a
+            // clock that stands still must not leave a call hanging.
+            tokio::time::sleep(self.entropy.jitter(pause)).await;
+            pause *= 2;
+        }
+        self.exchange(request).await
+    }
+
+    /// A request as async-stripe builds it: to version 1, its body a form.
+    fn outgoing(
+        &self,
+        request: RequestBuilder,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Outgoing, StripeError> {
+        let mut url = self.url(&format!("/v1{}", request.path))?;
         url.set_query(request.query.as_deref().filter(|query| !query.is_empty()));
-        Ok(url)
+        Ok(Outgoing {
+            method: method(request.method),
+            url,
+            body: request.body.map(|form| (FORM, form)),
+            idempotency_key: key.map(|key| key.as_str().to_owned()),
+        })
+    }
+
+    /// `path` begins with the API's version: `/v1/prices`.
+    fn url(&self, path: &str) -> Result<Url, StripeError> {
+        let url = Url::parse(&format!("{}{path}", self.base));
+        url.map_err(|_| StripeError::unsendable("address"))
     }
 }
 
@@ -190,18 +231,8 @@ impl StripeClient for Transport {
         let (request, options) = request.into_pieces();
         let key = options.request_strategy.and_then(|strategy| strategy.get_key());
         let attempts = if matches!(request.method, StripeMethod::Get) { READ_ATTEMPTS } else { 1 };
-        let mut pause = self.first_pause;
-        for _ in 1..attempts {
-            let answer = self.exchange(&request, key.as_ref()).await;
-            if !worth_another_attempt(&answer) {
-                return settle(answer);
-            }
-            // Machine time, not the clock's: it lets Stripe recover within this one call, and a
-            // clock that stands still must not leave a call hanging.
-            tokio::time::sleep(self.entropy.jitter(pause)).await;
-            pause *= 2;
-        }
-        settle(self.exchange(&request, key.as_ref()).await)
+        let outgoing = self.outgoing(request, key)?;
+        settle(self.attempt(&outgoing, attempts).await)
     }
 }
 
@@ -236,6 +267,7 @@ async fn read_whole(mut response: reqwest::Response) -> Result<Reply, NoReply> {
             .map(Duration::from_secs),
         replayed: header(&response, &IDEMPOTENT_REPLAYED) == Some("true"),
         request_id: header(&response, &REQUEST_ID).map(str::to_owned),
+        date: header(&response, &DATE).and_then(moment),
         body: Vec::new(),
     };
     while let Some(chunk) = response.chunk().await.map_err(no_reply)? {
@@ -249,6 +281,12 @@ async fn read_whole(mut response: reqwest::Response) -> Result<Reply, NoReply> {
 
 fn header<'a>(response: &'a reqwest::Response, name: &HeaderName) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
+}
+
+/// `Wed, 25 Nov 2026 07:15:25 GMT`.
+fn moment(text: &str) -> Option<Timestamp> {
+    let read = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(Timestamp::from_jiff(read))
 }
 
 fn no_reply(error: reqwest::Error) -> NoReply {

@@ -4,13 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{SimConfig, Simulator};
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Api, Finished, Machine, wait_for};
-use crate::harness::smtp_sink::SmtpSink;
-use crate::harness::world::{API_KEY, STRIPE_KEY, WEBHOOK_SECRET};
+use crate::harness::world::API_KEY;
 
 const BAD_CONFIGURATION: Option<i32> = Some(78);
 const USAGE: Option<i32> = Some(2);
@@ -37,7 +34,8 @@ async fn help_lists_the_commands_and_usage_errors_are_exit_2() {
     let machine = Machine::bare();
     let help = machine.run(&["--help"]).await;
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "sandbox", "migrate", "keys", "report", "recount", "doctor"] {
+    for command in ["serve", "sandbox", "migrate", "keys", "report", "recount", "stripe", "doctor"]
+    {
         let is_listed = |line: &str| line.trim_start().starts_with(command);
         assert!(help.stdout.lines().any(is_listed), "{command}: {}", help.stdout);
     }
@@ -260,82 +258,4 @@ async fn a_key_for_people_is_printed_on_a_line_of_its_own() {
     let daemon = machine.serve().await;
     assert!(opens(&daemon.api, lines[1]).await);
     daemon.stop().await;
-}
-
-// --- doctor ------------------------------------------------------------------------------------
-
-async fn stripe() -> Simulator {
-    let config = SimConfig {
-        clock: Clock::system(),
-        entropy: Entropy::seeded(1),
-        api_key: STRIPE_KEY.to_owned(),
-        listen: "127.0.0.1:0".parse().expect("an address"),
-    };
-    Simulator::start(config).await.expect("the simulator starts")
-}
-
-both_databases! {
-    async fn the_doctor_finds_nothing_where_everything_answers(db: TestDb) {
-        let (stripe, mail, mut machine) = (stripe().await, SmtpSink::start().await, Machine::on(&db));
-        machine.set("STRIPE_SECRET_KEY", STRIPE_KEY);
-        machine.set("STRIPE_API_BASE", &stripe.base_url());
-        machine.set("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET);
-        machine.set("SMTP_URL", &mail.url());
-        machine.set("MAIL_FROM", "billing@example.com");
-        for migrated in [false, true] {
-            let examined = machine.run(&["doctor"]).await;
-            assert_eq!(examined.code, Some(0), "{examined:?}");
-            assert_eq!(examined.stdout.lines().count(), 7, "{examined:?}");
-            assert!(examined.stdout.lines().all(|line| line.starts_with("ok ")), "{examined:?}");
-            assert_eq!(examined.stdout.contains("schema up to date"), migrated, "{examined:?}");
-            machine.run(&["migrate"]).await;
-        }
-        assert_eq!(mail.mails().len(), 0, "an examination sends no mail");
-    }
-}
-
-#[tokio::test]
-async fn the_doctor_names_each_fault_on_a_line_and_leaves_nothing_behind() {
-    let (stripe, mut machine) = (stripe().await, Machine::bare());
-    machine.set("DATABASE_URL", "sqlite://no/such/folder/tollgate.db");
-    machine.set("STRIPE_SECRET_KEY", "sk_test_of_somebody_else");
-    machine.set("STRIPE_API_BASE", &stripe.base_url());
-    // Nobody listens on port 1.
-    machine.set("SMTP_URL", "smtp://127.0.0.1:1");
-    machine.set("MAIL_FROM", "billing@example.com");
-    let examined = machine.run(&["doctor"]).await;
-    assert_eq!(examined.code, Some(1), "{examined:?}");
-    let lines: Vec<&str> = examined.stdout.lines().collect();
-    for (what, word) in [
-        ("plans", "plans.example.toml"),
-        ("database", "no existing folder"),
-        ("stripe key", "key"),
-        ("stripe webhook", "STRIPE_WEBHOOK_SECRET"),
-        ("mail", ""),
-    ] {
-        let fault = lines.iter().filter(|line| line.starts_with(&format!("FAULT  {what} ")));
-        let fault: Vec<_> = fault.collect();
-        assert!(fault.len() == 1 && fault[0].contains(word), "{what}: {lines:#?}");
-    }
-    assert_eq!(lines.iter().filter(|line| line.starts_with("ok ")).count(), 2, "{lines:#?}");
-    assert!(!examined.stdout.contains("somebody_else"), "{lines:#?}");
-
-    let json = machine.run(&["doctor", "--json"]).await;
-    let findings: Value = serde_json::from_str(&json.stdout).expect("JSON");
-    let faults = findings.as_array().unwrap().iter().filter(|finding| finding["ok"] == false);
-    assert_eq!((json.code, faults.count()), (Some(1), 5), "{findings}");
-
-    machine.set("DATABASE_URL", "sqlite://tollgate.db");
-    machine.run(&["doctor"]).await;
-    assert!(!machine.path("tollgate.db").exists(), "looking created the database");
-}
-
-#[tokio::test]
-async fn the_doctor_says_when_a_database_does_not_exist() {
-    let db = TestDb::postgres().await;
-    let mut machine = Machine::on(&db);
-    machine.set("DATABASE_URL", &format!("{}_gone", db.url));
-    let examined = machine.run(&["doctor"]).await;
-    let fault = examined.stdout.lines().find(|line| line.starts_with("FAULT  database"));
-    assert!(fault.is_some_and(|line| line.contains("does not exist")), "{examined:?}");
 }

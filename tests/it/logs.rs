@@ -236,6 +236,9 @@ both_databases! {
         let signed = [made_key, token, login, EMAIL.replace('@', "%40"), NAME.replace(' ', "+")];
         let canaries = signed.into_iter().chain(["canary".to_owned()]).collect::<Vec<_>>();
         assert_silent(&finished, &canaries);
+        let pushed = surroundings.machine.run(&["stripe", "push"]).await;
+        assert_eq!(pushed.code, Some(0), "{pushed:?}");
+        assert_silent(&pushed, &canaries);
         let examined = surroundings.machine.run(&["doctor"]).await;
         assert_eq!(examined.code, Some(0), "{examined:?}");
         assert_silent(&examined, &canaries);

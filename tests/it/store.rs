@@ -355,7 +355,9 @@ both_databases! {
         assert_eq!(store.active_plans().await.unwrap(), Some((2, "b".to_owned())));
         assert_eq!(store.plans_of(1).await.unwrap().as_deref(), Some("a"));
         assert_eq!(store.plans_of(3).await.unwrap(), None);
+        assert_eq!(store.setting("name").await.unwrap(), None);
         assert_eq!(store.setting_or("name", || "first".to_owned()).await.unwrap(), "first");
+        assert_eq!(store.setting("name").await.unwrap().as_deref(), Some("first"));
         assert_eq!(store.setting_or("name", || "second".to_owned()).await.unwrap(), "first");
         assert_eq!(store.live_key("hash").await.unwrap().as_deref(), Some("key_1"));
         let mut tx = store.begin().await.unwrap();

@@ -151,6 +151,21 @@ export const ROUTES = [
     'V2.Core.EventDestination',
   ],
   [
+    'POST /v2/core/event_destinations/:id/enable',
+    'V2.Core.EventDestinationEnableParams',
+    'V2.Core.EventDestination',
+  ],
+  [
+    'POST /v2/core/event_destinations/:id/ping',
+    'V2.Core.EventDestinationPingParams',
+    'V2.Core.Event',
+  ],
+  [
+    'POST /v2/core/event_destinations/:id/disable',
+    'V2.Core.EventDestinationDisableParams',
+    'V2.Core.EventDestination',
+  ],
+  [
     'DELETE /v2/core/event_destinations/:id',
     'V2.Core.EventDestinationDeleteParams',
     'V2.DeletedObject',

@@ -9,21 +9,24 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 
 use super::log_to_stderr;
+use super::provision::{apply, wanted};
 use super::serve::told_to_stop;
-use super::start::{Drive, Running, StartError, start};
+use super::start::{Drive, Running, StartError, connect_stripe, read_plans, start};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat};
-use crate::domain::plan::{Catalog, Interval, Plan};
+use crate::domain::provision::plan;
 use crate::entropy::Entropy;
-use crate::sim::{SeedPrice, SimConfig, Simulator};
+use crate::sim::{SimConfig, Simulator};
+use crate::stripe::Made;
 
 pub(super) const API_KEY: &str = "sandbox-api-key-0000";
 pub(super) const ADMIN_TOKEN: &str = "sandbox-admin-token-0000";
 pub(super) const STRIPE_KEY: &str = "sk_test_sandbox";
-const WEBHOOK_SECRET: &str = "whsec_sandbox";
 /// The plans of the story, and of whatever is tried after it.
 const PLANS: &str = include_str!("../../../plans.example.toml");
 
@@ -116,14 +119,10 @@ impl Sandbox {
             listen: address(options, 8081).await?,
         })
         .await?;
-        seed(&stripe)?;
         let listen = address(options, 8080).await?;
-        let config = config(&folder.0, &mail_dir, &stripe, listen)?;
+        let mut config = config(&folder.0, &mail_dir, &stripe, listen)?;
+        config.stripe_webhook_secrets = push(&config, &clock, &entropy).await?;
         let daemon = start(&config, clock.clone(), entropy, Drive::Loops).await?;
-        stripe.add_webhook_endpoint(
-            &format!("http://{}/webhooks/stripe", daemon.address),
-            WEBHOOK_SECRET,
-        );
         let tools = TcpListener::bind(address(options, 8082).await?).await?;
         let tools_address = tools.local_addr()?;
         tokio::spawn(tools::serve(tools, clock.clone(), mail_dir.clone()));
@@ -175,28 +174,21 @@ async fn address(options: &Options, port: u16) -> std::io::Result<SocketAddr> {
     TcpListener::bind(any).await?.local_addr()
 }
 
-/// What `tollgate stripe push` would have made in a real account.
-fn seed(stripe: &Simulator) -> anyhow::Result<()> {
-    let catalog = Catalog::parse(PLANS)?;
-    let price = |plan: &Plan| {
-        plan.price.clone().map(|price| (price.lookup_key, price.amount, price.interval))
-    };
-    let prices: Vec<_> = catalog.plans.iter().filter_map(price).collect();
-    let seeds: Vec<_> = prices
-        .iter()
-        .map(|(lookup_key, amount, interval)| SeedPrice {
-            lookup_key,
-            amount_minor: amount.minor,
-            currency: amount.currency.code(),
-            interval: match interval {
-                Interval::Month => "month",
-                Interval::Year => "year",
-            },
-        })
-        .collect();
-    let meters: Vec<_> =
-        catalog.features.values().filter_map(|f| f.stripe_meter.as_deref()).collect();
-    stripe.seed_catalog(&seeds, &meters)
+/// Does what `tollgate stripe push` does in a real account; answers the secrets that webhooks are
+/// signed with.
+async fn push(
+    config: &Config,
+    clock: &Clock,
+    entropy: &Entropy,
+) -> Result<Vec<SecretString>, StartError> {
+    let (_, catalog) = read_plans(config)?;
+    let stripe = connect_stripe(config, clock, entropy)?.context("the sandbox has a key")?;
+    let wanted = wanted(config, &catalog);
+    let steps = plan(&wanted, &stripe.find(&wanted).await);
+    let mut made = Made::default();
+    let applied = apply(&stripe, &steps, &mut made, |_| ()).await;
+    applied.map_err(|(step, error)| anyhow::anyhow!("{}: {error}", step.name))?;
+    Ok(made.secrets.into_iter().map(|made| made.secret).collect())
 }
 
 /// The same configuration that `serve` reads, made of this machine's own parts.
@@ -213,7 +205,6 @@ fn config(
         ("TOLLGATE_API_KEY", API_KEY.to_owned()),
         ("TOLLGATE_ADMIN_TOKEN", ADMIN_TOKEN.to_owned()),
         ("STRIPE_SECRET_KEY", STRIPE_KEY.to_owned()),
-        ("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET.to_owned()),
         ("STRIPE_API_BASE", stripe.base_url()),
         ("SMTP_URL", format!("file://{}", mail_dir.display())),
         ("MAIL_FROM", "Example <billing@example.com>".to_owned()),

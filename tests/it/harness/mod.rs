@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod process;
 pub mod schemathesis;
 pub mod sdk;
+pub mod shop;
 pub mod smtp_sink;
 pub mod sql;
 pub mod webhooks;

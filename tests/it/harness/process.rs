@@ -139,7 +139,7 @@ impl Process {
         assert!(status.success(), "the signal {name} is not sent: {status}");
     }
 
-    fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
 
