@@ -66,6 +66,9 @@ pub struct Tier {
     pub plan_id: Option<PlanId>,
     pub subscription: Option<LiveSubscription>,
     pub standing: Standing,
+    /// Until when the customer has had time to pay what is past due; kept while it owes anything,
+    /// whichever subscription gives the tier.
+    pub grace_ends_at: Option<Timestamp>,
     pub cycle: Cycle,
     /// Goes up when what the customer is entitled to changes; a notice is sent once per version.
     pub entitlement_version: i64,
@@ -78,6 +81,10 @@ pub struct Tier {
 pub struct LiveSubscription {
     pub id: String,
     pub status: SubscriptionStatus,
+    /// When it is planned to end; until then everything stays as it is.
+    pub cancels_at: Option<Timestamp>,
+    /// Its invoices are not collected; what follows is for `policy.pause_collection` to say.
+    pub collection_paused: bool,
 }
 
 impl Tier {
@@ -87,6 +94,7 @@ impl Tier {
             plan_id: None,
             subscription: None,
             standing: Standing::Good,
+            grace_ends_at: None,
             cycle: Cycle::local(0, created_at.start_of_day()),
             entitlement_version: 1,
             plan_since_version: 1,

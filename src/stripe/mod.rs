@@ -8,6 +8,7 @@
 
 mod error;
 pub mod event;
+mod events;
 mod meter;
 mod objects;
 pub mod signature;
@@ -21,6 +22,7 @@ use crate::clock::Clock;
 use crate::entropy::Entropy;
 
 pub use error::{StripeError, StripeErrorKind};
+pub use events::{EventPage, Whose};
 pub use meter::{MeterEvent, MeterOutcome};
 pub use transport::SetupError;
 
@@ -90,7 +92,9 @@ mod tests {
         let stripe = stripe("http://127.0.0.1:1", "sk_test_1").unwrap();
         check(stripe.customer("cus_1"));
         check(stripe.subscriptions_of("cus_1"));
-        check(stripe.subscription("sub_1"));
+        check(stripe.whose("sub_1"));
+        let epoch = Timestamp::from_seconds(0);
+        check(stripe.undelivered_events(epoch, epoch, None));
         let event = MeterEvent {
             identifier: "win_1".to_owned(),
             idempotency_key: "key_1".to_owned(),
