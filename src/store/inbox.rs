@@ -234,13 +234,14 @@ impl Tx {
         Ok(done.rows_affected())
     }
 
-    /// Makes one settled event pending again, as if it had just come; answers whether it was
-    /// settled.
+    /// Makes one event pending again, as if it had just come; answers whether it was anything else,
+    /// settled or waiting for its next attempt.
     pub async fn replay_event(&mut self, event_id: &str) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $2, \
-             settled_at_ms = NULL, waits_for = NULL WHERE event_id = $1 AND state <> 'pending'",
+             settled_at_ms = NULL, waits_for = NULL WHERE event_id = $1 \
+             AND (state <> 'pending' OR attempts > 0)",
         )
         .bind(event_id)
         .bind(now)

@@ -62,12 +62,13 @@ both_databases! {
         let store = open(&db).await;
         insert(&store, "evt_1", Some("cus_1"), None).await;
         let fresh = store.stored_event("evt_1").await.unwrap().unwrap();
-        for outcome in [EventOutcome::Applied, EventOutcome::Ignored, parked(), waiting()] {
+        let later = EventOutcome::TryAgain { at: november().end, reason: "down".to_owned() };
+        for outcome in [EventOutcome::Applied, EventOutcome::Ignored, parked(), waiting(), later] {
             let settled = settle(&store, "evt_1", &outcome).await;
             assert_eq!(settled.waits_for.is_some(), outcome == waiting());
             let mut tx = store.begin().await.unwrap();
             assert!(tx.replay_event("evt_1").await.unwrap());
-            assert!(!tx.replay_event("evt_1").await.unwrap(), "it is pending");
+            assert!(!tx.replay_event("evt_1").await.unwrap(), "it is there already");
             assert!(!tx.replay_event("evt_2").await.unwrap(), "there is none");
             tx.commit().await.unwrap();
             let again = store.stored_event("evt_1").await.unwrap().unwrap();
