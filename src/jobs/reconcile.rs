@@ -17,11 +17,16 @@ use super::Progress;
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
+use crate::store::StoreError;
 use crate::sync::missed::fetch_missed;
-use crate::sync::{LOOK_EVERY, SyncError, Trouble, sync_tier};
+use crate::sync::{SyncError, Trouble, sync_tier};
 
 /// How many customers are listed, and swept, at once.
 const AT_ONCE: i64 = 100;
+/// A customer about whom Stripe was not asked for this long is looked at by the sweep.
+const LOOK_EVERY: Duration = Duration::from_secs(86_400);
+/// One about whom Stripe could not be asked comes again after this long, and not before others.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// A renewal that is not to be seen this long after it was due is left to the sweep.
 const LATE_FOR: Duration = Duration::from_secs(2 * 3600);
 /// Up to which moment the sweep has done its share.
@@ -60,7 +65,8 @@ struct Looks {
 }
 
 impl Looks {
-    async fn at(&mut self, app: &App, id: &CustomerId) {
+    async fn at(&mut self, app: &App, id: &CustomerId) -> Result<(), StoreError> {
+        let began = app.clock.now();
         let synced = sync_tier(app, id).await;
         self.stopped = self.trouble.is_stripes(&synced);
         match synced {
@@ -70,8 +76,12 @@ impl Looks {
             Err(error) => {
                 self.failed += 1;
                 tracing::warn!(customer_id = %id, %error, "a customer could not be synced");
+                let soon = began.plus(LOOK_AGAIN_AFTER).minus(LOOK_EVERY);
+                let looked_at = if error.is_transient() { soon } else { began };
+                app.store.note_look(id, looked_at).await?;
             }
         }
+        Ok(())
     }
 
     fn progress(self, more: bool) -> Progress {
@@ -94,7 +104,7 @@ async fn look_at_overtaken(app: &App, looks: &mut Looks) -> anyhow::Result<()> {
         let Some(last) = page.last() else { return Ok(()) };
         after = last.to_string();
         for id in &page {
-            looks.at(app, id).await;
+            looks.at(app, id).await?;
             if looks.stopped {
                 return Ok(());
             }
@@ -109,7 +119,7 @@ async fn sweep(app: &App, looks: &mut Looks) -> anyhow::Result<bool> {
     let share = share(app.store.count_tied_customers().await?, swept_to, now);
     let due = now.minus(LOOK_EVERY);
     for id in &app.store.customers_to_sweep(due, share.looks.min(AT_ONCE)).await? {
-        looks.at(app, id).await;
+        looks.at(app, id).await?;
         if looks.stopped {
             return Ok(false);
         }

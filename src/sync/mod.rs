@@ -33,10 +33,6 @@ use crate::stripe::{StripeError, StripeErrorKind};
 const LEASE: Duration = Duration::from_secs(60);
 /// How often a sync starts over because the row changed under it.
 const ATTEMPTS: u32 = 3;
-/// A customer about whom Stripe was not asked for this long is looked at by the sweep.
-pub const LOOK_EVERY: Duration = Duration::from_secs(86_400);
-/// One about whom Stripe could not be asked is looked at again after this long.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// This many failures of Stripe's in a row mean that it is at fault, not the customers asked for.
 const GIVE_UP_AFTER: u32 = 3;
 
@@ -132,7 +128,9 @@ pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
-    note_look(app, id, began, &synced).await?;
+    if synced.is_ok() {
+        app.store.note_look(id, began).await?;
+    }
     lease.release(app).await?;
     synced.map(|_| ())
 }
@@ -151,8 +149,8 @@ async fn sync_for(app: &App, id: &CustomerId, asker: Asker) -> Result<SyncReport
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = sync_all_of(app, id, asker, &lease).await;
-    if asker.mode() == Mode::Apply {
-        note_look(app, id, began, &synced).await?;
+    if synced.is_ok() && asker.mode() == Mode::Apply {
+        app.store.note_look(id, began).await?;
     }
     lease.release(app).await?;
     synced
@@ -167,22 +165,6 @@ async fn sync_all_of(
 ) -> Result<SyncReport, SyncError> {
     let report = retry_conflicts(app, id, asker, lease).await?;
     Ok(report.with(usage::sync_usage(app, id, asker.mode()).await?))
-}
-
-/// Notes that Stripe was asked about a customer, for the sweep: one about whom it had no answer
-/// comes again soon, but not before all others.
-async fn note_look<T>(
-    app: &App,
-    id: &CustomerId,
-    began: Timestamp,
-    done: &Result<T, SyncError>,
-) -> Result<(), StoreError> {
-    let looked_at = match done {
-        Err(SyncError::NotConfigured | SyncError::Busy | SyncError::Store(_)) => return Ok(()),
-        Err(error) if error.is_transient() => began.plus(LOOK_AGAIN_AFTER).minus(LOOK_EVERY),
-        _ => began,
-    };
-    app.store.note_look(id, looked_at).await
 }
 
 impl SyncReport {
