@@ -2,6 +2,8 @@
 -- its invoices are not collected.
 ALTER TABLE customers ADD COLUMN cancels_at_ms BIGINT;
 ALTER TABLE customers ADD COLUMN collection_paused BIGINT NOT NULL DEFAULT 0;
+-- 1 if the address is Stripe's, because the product has said none: then it changes as it does there.
+ALTER TABLE customers ADD COLUMN email_is_stripes BIGINT NOT NULL DEFAULT 0;
 -- When Stripe was last asked about the customer; 0 for never. The sweep takes the longest ago first.
 ALTER TABLE customers ADD COLUMN looked_at_ms BIGINT NOT NULL DEFAULT 0;
 CREATE INDEX customers_to_sweep ON customers (looked_at_ms) WHERE stripe_customer_id IS NOT NULL;

@@ -30,6 +30,8 @@ pub struct Customer {
 pub struct Profile {
     pub email: Option<String>,
     pub name: Option<String>,
+    /// The product has not said an address: this is Stripe's, and changes as it does there.
+    pub email_is_stripes: bool,
 }
 
 /// The longest name kept, in characters.
@@ -218,6 +220,7 @@ mod tests {
         let profile = Profile {
             email: Some("jo@example.com".to_owned()),
             name: Some("Jo Bloggs".to_owned()),
+            email_is_stripes: false,
         };
         let logged = format!("{profile:?}");
         assert!(!logged.contains("jo") && !logged.contains("Jo"), "{logged}");

@@ -178,13 +178,13 @@ pub struct Policy {
     pub post_upgrade_delay: Duration,
     /// How long a past-due customer keeps the plan.
     pub past_due_grace: Duration,
+    /// What becomes of a customer whose invoices Stripe does not collect.
     pub pause_collection: PauseCollection,
     /// What a customer costs us per month beside the models, in dollars; plans may be absent.
     pub cost_overhead: BTreeMap<PlanId, Money>,
 }
 
-/// What becomes of a customer while Stripe does not collect its subscription's invoices
-/// (`pause_collection`), which leaves the subscription's status as it is.
+/// What Stripe's `pause_collection`, which leaves a subscription's status as it is, does here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PauseCollection {
     /// It runs on, as Stripe's documentation has it: the service goes on, the money waits.

@@ -73,11 +73,7 @@ pub fn tier_from_stripe(
     now: Timestamp,
 ) -> Result<Tier, NoTier> {
     let grace_ends_at = grace_end(subscriptions, current, catalog.policy.past_due_grace, now);
-    let best =
-        subscriptions.iter().filter_map(|s| candidate(catalog, s, grace_ends_at)).max_by_key(|c| {
-            let lets_run = c.standing.denial(now).is_none();
-            (lets_run, c.plan.rank, c.subscription.created_at, &c.subscription.id)
-        });
+    let best = best(catalog, subscriptions, grace_ends_at, now);
     if let Some(why) = unreadable(catalog, current, subscriptions, best.is_some()) {
         return Err(why);
     }
@@ -91,6 +87,20 @@ pub fn tier_from_stripe(
         tier.plan_since_version = tier.entitlement_version;
     }
     Ok(tier)
+}
+
+/// Of the live subscriptions to a plan the one that lets the customer run at `now`, then the one of
+/// higher rank, then the newest.
+fn best<'a>(
+    catalog: &'a Catalog,
+    subscriptions: &'a [Subscription],
+    grace_ends_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<Candidate<'a>> {
+    subscriptions.iter().filter_map(|s| candidate(catalog, s, grace_ends_at)).max_by_key(|c| {
+        let lets_run = c.standing.denial(now).is_none();
+        (lets_run, c.plan.rank, c.subscription.created_at, &c.subscription.id)
+    })
 }
 
 /// Says so if the customer has more than one live subscription to a plan, and which of them gives

@@ -120,6 +120,7 @@ pub async fn put(
     let mut after = before.clone();
     if let Some(email) = changes.email {
         after.profile.email = email;
+        after.profile.email_is_stripes = false;
     }
     if let Some(name) = changes.name {
         after.profile.name = name;

@@ -35,7 +35,8 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     let mut by_customer: BTreeMap<CustomerId, Vec<StoredEvent>> = BTreeMap::new();
     for event in events {
         let found = concerned(app, &event).await;
-        let stripe_fails = trouble.is_stripes(&found);
+        // Most are found without asking Stripe, which says nothing about it.
+        let stripe_fails = found.is_err() && trouble.is_stripes(&found);
         match found {
             Ok(Concerned::Customer(id)) => by_customer.entry(id).or_default().push(event),
             Ok(Concerned::Settled(outcome)) => {
@@ -86,27 +87,41 @@ async fn put_back_those_of_known(app: &App) -> Result<(), StoreError> {
     tx.commit().await
 }
 
-/// Finds the customer an event is about, tying it to its Stripe customer if the event or Stripe's
-/// metadata says they are one.
+/// What is to be done about an event. What concerns neither a tier nor anything else here is only
+/// kept.
 async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
+    match event.event_type.as_str() {
+        LINKED => {
+            let id = event.customer_id.as_deref().and_then(|id| id.parse().ok());
+            Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer))
+        }
+        tells_of_tier if concerns_tier(tells_of_tier) => whose_tier(app, event).await,
+        _ => Ok(Concerned::Settled(EventOutcome::Ignored)),
+    }
+}
+
+/// Finds the customer whose tier an event is about, tying it to its Stripe customer if the event or
+/// Stripe's metadata says they are one.
+async fn whose_tier(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
     let named = event.customer_id.as_deref();
-    if event.event_type == LINKED {
-        let id = named.and_then(|id| id.parse().ok());
-        return Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer));
+    if let Some(stripe_id) = &event.stripe_customer_id {
+        return customer_of(app, event, stripe_id, named).await;
     }
-    if !concerns_tier(&event.event_type) {
+    // Thin events name nothing but their object: Stripe says whose it is.
+    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
+    let object_id =
+        parse(body.as_bytes()).ok().and_then(|event| event.subscription_id.or(event.object_id));
+    let Some(object_id) = object_id else {
         return Ok(Concerned::Settled(EventOutcome::Ignored));
-    }
-    match &event.stripe_customer_id {
-        Some(stripe_id) => customer_of(app, event, stripe_id, named).await,
-        None => match whose(app, event).await? {
-            Some(found) => {
-                let named = named.or(found.tollgate_customer_id.as_deref());
-                customer_of(app, event, &found.stripe_customer_id, named).await
-            }
-            // Such as a Checkout that was left before anybody became a customer.
-            None => Ok(Concerned::Settled(EventOutcome::Ignored)),
-        },
+    };
+    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
+    match stripe.whose(&object_id).await? {
+        Some(Whose { stripe_customer_id: Some(stripe_id), tollgate_customer_id }) => {
+            let named = named.or(tollgate_customer_id.as_deref());
+            customer_of(app, event, &stripe_id, named).await
+        }
+        Some(_) => Ok(Concerned::Settled(EventOutcome::Ignored)),
+        None => Ok(parked("Stripe does not have the object that it is about")),
     }
 }
 
@@ -156,15 +171,6 @@ fn parked(reason: &str) -> Concerned {
 
 fn waiting(reason: String) -> Concerned {
     Concerned::Settled(EventOutcome::Waiting { reason })
-}
-
-/// Thin events name nothing but their object: Stripe says whose it is. `None` if it is nobody's.
-async fn whose(app: &App, event: &StoredEvent) -> Result<Option<Whose>, SyncError> {
-    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
-    let Ok(event) = parse(body.as_bytes()) else { return Ok(None) };
-    let Some(id) = event.subscription_id.or(event.object_id) else { return Ok(None) };
-    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    Ok(stripe.whose(&id).await?)
 }
 
 async fn named_in_metadata(app: &App, stripe_id: &str) -> Result<Option<String>, SyncError> {

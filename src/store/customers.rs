@@ -14,7 +14,7 @@ use crate::domain::period::{BillingPeriod, Cycle};
 use crate::domain::plan::Interval;
 use crate::domain::subscription::SubscriptionStatus;
 
-pub(crate) const COLUMNS: &str = "customer_id, email, name, stripe_customer_id, created_at_ms, plan_id, \
+pub(crate) const COLUMNS: &str = "customer_id, email, email_is_stripes, name, stripe_customer_id, created_at_ms, plan_id, \
     subscription_id, subscription_status, cancels_at_ms, collection_paused, standing, grace_ends_at_ms, series, anchor_ms, cycle_interval, \
     stripe_start_ms, stripe_end_ms, entitlement_version, plan_since_version, \
     terms_version, has_quotas, revision";
@@ -143,7 +143,7 @@ impl Tx {
              series, anchor_ms, cycle_interval, entitlement_version, revision) \
              VALUES ($1, $2, $3, $4, $5, 'good', $6, $7, 'month', $8, 1) \
              ON CONFLICT (customer_id) DO UPDATE SET deleted_at_ms = NULL, email = excluded.email, \
-             name = excluded.name, revision = customers.revision + 1 \
+             email_is_stripes = 0, name = excluded.name, revision = customers.revision + 1 \
              WHERE customers.deleted_at_ms IS NOT NULL",
         )
         .bind(customer.id.as_str())
@@ -168,7 +168,7 @@ impl Tx {
              subscription_id = $7, subscription_status = $8, standing = $9, grace_ends_at_ms = $10, \
              series = $11, anchor_ms = $12, cycle_interval = $13, stripe_start_ms = $14, \
              stripe_end_ms = $15, entitlement_version = $16, terms_version = $17, has_quotas = $18, plan_since_version = $19, \
-             cancels_at_ms = $20, collection_paused = $21, revision = revision + 1 \
+             cancels_at_ms = $20, collection_paused = $21, email_is_stripes = $22, revision = revision + 1 \
              WHERE customer_id = $1 AND revision = $2",
         )
         .bind(customer.id.as_str())
@@ -192,6 +192,7 @@ impl Tx {
         .bind(tier.plan_since_version)
         .bind(subscription.and_then(|s| s.cancels_at).map(Timestamp::ms))
         .bind(i64::from(subscription.is_some_and(|s| s.collection_paused)))
+        .bind(i64::from(customer.profile.email_is_stripes))
         .execute(self.connection())
         .await?;
         if done.rows_affected() == 1 {
@@ -204,7 +205,7 @@ impl Tx {
     /// Forgets who the customer is and takes it out of use. Its usage stays in the ledger.
     pub async fn delete_customer(&mut self, id: &CustomerId) -> Result<bool> {
         let done = sqlx::query(
-            "UPDATE customers SET deleted_at_ms = $2, email = NULL, name = NULL, \
+            "UPDATE customers SET deleted_at_ms = $2, email = NULL, email_is_stripes = 0, name = NULL, \
              stripe_customer_id = NULL, plan_id = NULL, subscription_id = NULL, \
              subscription_status = NULL, cancels_at_ms = NULL, collection_paused = 0, \
              standing = 'good', grace_ends_at_ms = NULL, looked_at_ms = 0, \
@@ -260,7 +261,11 @@ pub(crate) fn read(row: &AnyRow) -> Result<Customer> {
     };
     Ok(Customer {
         id: parse_id(row.try_get("customer_id")?)?,
-        profile: Profile { email: row.try_get("email")?, name: row.try_get("name")? },
+        profile: Profile {
+            email: row.try_get("email")?,
+            name: row.try_get("name")?,
+            email_is_stripes: row.try_get::<i64, _>("email_is_stripes")? != 0,
+        },
         stripe_customer_id: row.try_get("stripe_customer_id")?,
         created_at: time(row, "created_at_ms")?,
         tier: Tier {

@@ -1,4 +1,6 @@
 //! The inbox: Stripe's events, stored before they are acknowledged, applied afterwards.
+//!
+//! `pending` becomes `applied`, `ignored` or `parked`; whatever is settled can be made pending again.
 
 use serde::Serialize;
 use sqlx::Row;

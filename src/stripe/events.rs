@@ -13,9 +13,10 @@ use crate::clock::Timestamp;
 const PAGE: i64 = 100;
 
 /// Whom an object is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Whose {
-    pub stripe_customer_id: String,
+    /// `None` for what is about nobody, as a Checkout that was left early.
+    pub stripe_customer_id: Option<String>,
     /// The customer of ours that the object names.
     pub tollgate_customer_id: Option<String>,
 }
@@ -30,17 +31,23 @@ pub struct EventPage {
 }
 
 impl Stripe {
-    /// Whom a subscription, a Checkout Session or an invoice is about, as it is now; `None` if there
-    /// is none by this id, if it is about nobody, or if it is something else.
+    /// Whom a subscription, a Checkout Session or an invoice is about, as it is now; `None` if
+    /// Stripe has none by this id. Of anything else it is not asked: that is about nobody.
     ///
     /// # Errors
     /// When Stripe cannot be asked or refuses to answer.
     pub async fn whose(&self, object_id: &str) -> Result<Option<Whose>, StripeError> {
         let collection = match object_id.split_once('_') {
-            Some(("sub", _)) => "subscriptions",
+            Some(("sub", _)) => {
+                let found = self.subscription(object_id).await?;
+                return Ok(found.map(|subscription| Whose {
+                    stripe_customer_id: Some(subscription.stripe_customer_id),
+                    tollgate_customer_id: subscription.tollgate_customer_id,
+                }));
+            }
             Some(("cs", _)) => "checkout/sessions",
             Some(("in", _)) => "invoices",
-            _ => return Ok(None),
+            _ => return Ok(Some(Whose::default())),
         };
         let path = format!("/{collection}/{}", path_segment(object_id, "object id")?);
         let request = RequestBuilder::new(StripeMethod::Get, path).customize::<json::Value>();
@@ -49,8 +56,8 @@ impl Stripe {
         };
         let found = serde_json::from_str(&json::to_string(&found)).unwrap_or_default();
         let names = Names::in_object(&found);
-        Ok(names.stripe_customer_id.map(|stripe_customer_id| Whose {
-            stripe_customer_id,
+        Ok(Some(Whose {
+            stripe_customer_id: names.stripe_customer_id,
             tollgate_customer_id: names.client_reference_id.or(names.tollgate_customer_id),
         }))
     }
@@ -134,14 +141,15 @@ mod tests {
         .await;
         let stripe = fake.stripe();
         let acme = Whose {
-            stripe_customer_id: "cus_1".to_owned(),
+            stripe_customer_id: Some("cus_1".to_owned()),
             tollgate_customer_id: Some("acme".to_owned()),
         };
         assert_eq!(stripe.whose("cs_1").await.unwrap(), Some(acme.clone()));
         assert_eq!(stripe.whose("in_1").await.unwrap(), Some(acme));
-        assert_eq!(stripe.whose("cs_2").await.unwrap(), None, "nobody's");
+        let nobody = Some(Whose::default());
+        assert_eq!(stripe.whose("cs_2").await.unwrap(), nobody);
         assert_eq!(stripe.whose("sub_1").await.unwrap(), None, "no longer there");
-        assert_eq!(stripe.whose("mtr_1").await.unwrap(), None, "not asked about");
+        assert_eq!(stripe.whose("mtr_1").await.unwrap(), nobody, "not asked about");
         assert!(stripe.whose("sub_/../customers").await.is_err());
         let asked: Vec<_> = fake.seen().into_iter().map(|seen| seen.line).collect();
         let line = |path: &str| format!("GET /v1/{path} HTTP/1.1");

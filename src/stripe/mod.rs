@@ -92,6 +92,7 @@ mod tests {
         let stripe = stripe("http://127.0.0.1:1", "sk_test_1").unwrap();
         check(stripe.customer("cus_1"));
         check(stripe.subscriptions_of("cus_1"));
+        check(stripe.subscription("sub_1"));
         check(stripe.whose("sub_1"));
         let epoch = Timestamp::from_seconds(0);
         check(stripe.undelivered_events(epoch, epoch, None));

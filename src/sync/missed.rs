@@ -22,6 +22,8 @@ const ON_ITS_WAY: Duration = Duration::from_secs(5 * 60);
 /// Where the list was read to its end before, this much is read again, because an event may be
 /// listed later than it was made.
 const OVERLAP: Duration = Duration::from_secs(3600);
+/// The list is asked for no oftener than this, however often someone looks.
+const ASK_EVERY: Duration = Duration::from_secs(50 * 60);
 /// How many pages of 100 events are read at a time. Once an hour that is at most 7,200 reads a
 /// month, and while all is well 720, of the 10,000 that Stripe allows at the least.
 const PAGES_AT_ONCE: usize = 10;
@@ -36,28 +38,25 @@ struct Reading {
     read_to: Option<Timestamp>,
     /// A reading that has not come to its end: up to which moment, and after which event.
     under_way: Option<(Timestamp, String)>,
+    /// When Stripe was asked last.
+    asked_at: Option<Timestamp>,
 }
 
-/// What a reading found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// Events that were not in the inbox.
-    pub new: usize,
-    /// Whether the list goes on.
-    pub more: bool,
-}
-
-/// Puts into the inbox what Stripe could not deliver since the last time.
+/// Puts into the inbox what Stripe could not deliver since the last time; answers how many of it
+/// were not there.
 ///
 /// # Errors
 /// When Stripe or the database cannot answer. What was read until then is kept, and read again.
-pub async fn fetch_missed(app: &App) -> Result<Found, SyncError> {
+pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
     let now = app.clock.now();
     let kept = app.store.setting(SETTING).await?;
     // Whatever cannot be read any more is a reason to begin again, not to stop.
     let reading: Reading =
         kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    if reading.asked_at.is_some_and(|asked_at| now.since(asked_at) < ASK_EVERY) {
+        return Ok(0);
+    }
     let oldest = now.minus(REMEMBERED);
     let from = reading.read_to.map_or(oldest, |read_to| read_to.minus(OVERLAP).max(oldest));
     let (to, mut after) = match reading.under_way {
@@ -77,10 +76,10 @@ pub async fn fetch_missed(app: &App) -> Result<Found, SyncError> {
             break;
         }
     }
-    let more = after.is_some();
+    let asked_at = Some(now);
     let reading = match after {
-        Some(after) => Reading { under_way: Some((to, after)), ..reading },
-        None => Reading { read_to: Some(to), under_way: None },
+        Some(after) => Reading { under_way: Some((to, after)), asked_at, ..reading },
+        None => Reading { read_to: Some(to), under_way: None, asked_at },
     };
     let text = serde_json::to_string(&reading).expect("times and an id are plain JSON");
     app.store.put_setting(SETTING, &text).await?;
@@ -89,7 +88,7 @@ pub async fn fetch_missed(app: &App) -> Result<Found, SyncError> {
         metrics::counter!("tollgate_webhooks_missed_total").increment(new as u64);
         app.nudges.inbox.notify_one();
     }
-    Ok(Found { new, more })
+    Ok(new)
 }
 
 /// Stores a page's events; answers how many were not known.

@@ -7,6 +7,7 @@
 
 pub mod all;
 pub mod link;
+pub mod looks;
 pub mod missed;
 pub mod usage;
 
@@ -333,10 +334,14 @@ struct StripeState {
 }
 
 impl StripeState {
-    /// What the product has not said about its customer is taken from Stripe.
+    /// What the product has not said about its customer is taken from Stripe; the address again
+    /// and again, because mails must not go to one that is no longer right.
     fn fill(&self, mut profile: Profile) -> Profile {
         let email = self.email.as_deref().filter(|email| is_plausible_email(email));
-        profile.email = profile.email.or_else(|| email.map(str::to_owned));
+        if let Some(email) = email.filter(|_| profile.email.is_none() || profile.email_is_stripes) {
+            profile.email = Some(email.to_owned());
+            profile.email_is_stripes = true;
+        }
         profile.name = profile.name.or_else(|| clean_name(self.name.as_deref()?));
         profile
     }

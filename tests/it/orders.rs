@@ -170,6 +170,10 @@ async fn live(db: &TestDb, some: &[(usize, [usize; EVENTS])]) -> Vec<(usize, Val
     assert_eq!(world.list("/inbox?state=parked").await, [Value::Null; 0]);
     let mut ends = Vec::new();
     for life in &lives {
+        if life.number % 3 < 2 {
+            let truth = world.tier_at_stripe(&life.stripe_id).await;
+            assert_eq!(world.tier(&life.customer).await, truth, "{:?}", life.order);
+        }
         ends.push((life.number % 3, life.end(&world).await));
     }
     ends

@@ -72,7 +72,11 @@ fn customer() -> Customer {
     tier.cycle.stripe = Some(november());
     Customer {
         id: acme(),
-        profile: Profile { email: Some("jo@example.com".to_owned()), name: Some("Jo".to_owned()) },
+        profile: Profile {
+            email: Some("jo@example.com".to_owned()),
+            name: Some("Jo".to_owned()),
+            email_is_stripes: true,
+        },
         stripe_customer_id: Some("cus_1".to_owned()),
         created_at: now(),
         tier,
@@ -163,7 +167,8 @@ both_databases! {
     async fn customers_are_written_and_read_back_whole(db: TestDb) {
         let store = open(&db).await;
         let tier = Tier::initial(now());
-        let fresh = Customer { tier, terms_version: None, has_quotas: false, ..customer() };
+        let profile = Profile { email_is_stripes: false, ..customer().profile };
+        let fresh = Customer { tier, profile, terms_version: None, has_quotas: false, ..customer() };
         let mut tx = store.begin().await.unwrap();
         assert!(tx.insert_customer(&fresh).await.unwrap());
         assert!(!tx.insert_customer(&fresh).await.unwrap(), "it is there");
