@@ -107,11 +107,9 @@ async fn whose_tier(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErr
     if let Some(stripe_id) = &event.stripe_customer_id {
         return customer_of(app, event, stripe_id, named).await;
     }
-    // Thin events name nothing but their object: Stripe says whose it is.
-    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
-    let object_id =
-        parse(body.as_bytes()).ok().and_then(|event| event.subscription_id.or(event.object_id));
-    let Some(object_id) = object_id else {
+    // A snapshot without one is about nobody. A thin event names nothing but its object, and
+    // Stripe says whose that is.
+    let Some(object_id) = thin_object(app, event).await? else {
         return Ok(Concerned::Settled(EventOutcome::Ignored));
     };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
@@ -123,6 +121,15 @@ async fn whose_tier(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErr
         Some(_) => Ok(Concerned::Settled(EventOutcome::Ignored)),
         None => Ok(parked("Stripe does not have the object that it is about")),
     }
+}
+
+async fn thin_object(app: &App, event: &StoredEvent) -> Result<Option<String>, StoreError> {
+    if !event.event_type.starts_with("v1.") {
+        return Ok(None);
+    }
+    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
+    let event = parse(body.as_bytes()).ok();
+    Ok(event.and_then(|event| event.subscription_id.or(event.object_id)))
 }
 
 /// The customer tied to this Stripe customer, or the one `named` to be, which is tied to it now.
