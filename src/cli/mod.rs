@@ -10,6 +10,7 @@ mod report;
 pub mod sandbox;
 mod serve;
 pub mod start;
+mod sync;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -45,6 +46,8 @@ enum Command {
         #[command(subcommand)]
         command: report::Command,
     },
+    /// Make customers equal to what Stripe says of them; exit 1 if one could not be.
+    Sync(sync::Options),
     /// Rebuild every counter from its events and say what differs; exit 1 if anything does.
     Recount(recount::Options),
     /// Make the Stripe account hold what the plans file needs.
@@ -76,6 +79,7 @@ pub async fn run(cli: Cli) -> ExitCode {
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
                 Command::Recount(options) => recount::run(&config, &options).await,
+                Command::Sync(options) => sync::run(&config, &options).await,
                 Command::Stripe { command } => push::run(&config, command).await,
                 Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {
                     unreachable!("handled above")

@@ -30,6 +30,8 @@ pub struct Customer {
 pub struct Profile {
     pub email: Option<String>,
     pub name: Option<String>,
+    /// The product has not said an address: this is Stripe's, and changes as it does there.
+    pub email_is_stripes: bool,
 }
 
 /// The longest name kept, in characters.
@@ -66,6 +68,9 @@ pub struct Tier {
     pub plan_id: Option<PlanId>,
     pub subscription: Option<LiveSubscription>,
     pub standing: Standing,
+    /// Until when the customer has had time to pay what is past due; kept while it owes anything,
+    /// whichever subscription gives the tier.
+    pub grace_ends_at: Option<Timestamp>,
     pub cycle: Cycle,
     /// Goes up when what the customer is entitled to changes; a notice is sent once per version.
     pub entitlement_version: i64,
@@ -78,6 +83,10 @@ pub struct Tier {
 pub struct LiveSubscription {
     pub id: String,
     pub status: SubscriptionStatus,
+    /// When it is planned to end; until then everything stays as it is.
+    pub cancels_at: Option<Timestamp>,
+    /// Its invoices are not collected; what follows is for `policy.pause_collection` to say.
+    pub collection_paused: bool,
 }
 
 impl Tier {
@@ -87,6 +96,7 @@ impl Tier {
             plan_id: None,
             subscription: None,
             standing: Standing::Good,
+            grace_ends_at: None,
             cycle: Cycle::local(0, created_at.start_of_day()),
             entitlement_version: 1,
             plan_since_version: 1,
@@ -210,6 +220,7 @@ mod tests {
         let profile = Profile {
             email: Some("jo@example.com".to_owned()),
             name: Some("Jo Bloggs".to_owned()),
+            email_is_stripes: false,
         };
         let logged = format!("{profile:?}");
         assert!(!logged.contains("jo") && !logged.contains("Jo"), "{logged}");

@@ -178,8 +178,19 @@ pub struct Policy {
     pub post_upgrade_delay: Duration,
     /// How long a past-due customer keeps the plan.
     pub past_due_grace: Duration,
+    /// What becomes of a customer whose invoices Stripe does not collect.
+    pub pause_collection: PauseCollection,
     /// What a customer costs us per month beside the models, in dollars; plans may be absent.
     pub cost_overhead: BTreeMap<PlanId, Money>,
+}
+
+/// What Stripe's `pause_collection`, which leaves a subscription's status as it is, does here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseCollection {
+    /// It runs on, as Stripe's documentation has it: the service goes on, the money waits.
+    Allow,
+    /// It is denied as `paused`.
+    Deny,
 }
 
 /// How long history is kept.
@@ -204,11 +215,16 @@ impl Default for Schedule {
     }
 }
 
-/// The mail a day after an upgrade, a week's grace, no overhead.
+/// The mail a day after an upgrade, a week's grace, paused collection closes no gate, no overhead.
 impl Default for Policy {
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(86_400);
-        Self { post_upgrade_delay: DAY, past_due_grace: 7 * DAY, cost_overhead: BTreeMap::new() }
+        Self {
+            post_upgrade_delay: DAY,
+            past_due_grace: 7 * DAY,
+            pause_collection: PauseCollection::Allow,
+            cost_overhead: BTreeMap::new(),
+        }
     }
 }
 

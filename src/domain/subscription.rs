@@ -62,6 +62,10 @@ pub struct Subscription {
     pub billing_cycle_anchor: Timestamp,
     pub ended_at: Option<Timestamp>,
     pub cancel_at_period_end: bool,
+    /// When it is planned to end, at a period's end or not.
+    pub cancel_at: Option<Timestamp>,
+    /// Stripe's `pause_collection`: it goes on, but its invoices are not collected.
+    pub collection_paused: bool,
     /// `metadata.tollgate_customer_id`, if set.
     pub tollgate_customer_id: Option<String>,
 }

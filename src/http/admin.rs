@@ -1,25 +1,30 @@
 //! `/admin/api/v1`: what support and the founder may ask and do.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use super::Daemon;
 use super::body::{CustomerPath, Fields, Pairs};
 use super::error::{ApiError, ErrorBody, unknown_customer};
-use crate::domain::ids::CustomerId;
+use crate::domain::ids::{CustomerId, printable_ascii};
 use crate::domain::notice::NoticeState;
 use crate::jobs::JobStatus;
 use crate::store::audit::AuditEntry;
 use crate::store::inbox::StoredEvent;
 use crate::store::notices::Notice;
 use crate::store::outbox::MeterEvent;
+use crate::sync::all::{SyncedPage, sync_page};
 use crate::sync::{Mode, SyncError, SyncReport, sync_customer};
 
 /// How many rows a list shows.
 const ROWS: i64 = 200;
+/// How many customers one call syncs: some seconds' worth.
+const SYNCED_AT_ONCE: i64 = 25;
 
 /// Makes a customer equal to Stripe and says what was different; `dry_run` only says it.
 #[utoipa::path(post, path = "/admin/api/v1/customers/{id}/sync", tag = "support", operation_id = "sync",
@@ -38,16 +43,41 @@ pub async fn sync(
     query: Pairs,
 ) -> Result<Json<SyncReport>, ApiError> {
     let mut fields = Fields::query(query)?;
-    let mode = fields.word("dry_run", &[("true", Mode::DryRun), ("false", Mode::Apply)])?;
+    let mode = mode(&mut fields)?;
     fields.finish()?;
-    let mode = mode.unwrap_or(Mode::Apply);
-    let report =
-        sync_customer(&daemon.app, &id, mode).await.map_err(|error| not_synced(&id, error))?;
+    let report = sync_customer(&daemon.app, &id, mode).await.map_err(|error| {
+        tracing::warn!(customer_id = %id, %error, "support's sync did not come through");
+        not_synced(error)
+    })?;
     Ok(Json(report))
 }
 
-fn not_synced(id: &CustomerId, error: SyncError) -> ApiError {
-    tracing::warn!(customer_id = %id, %error, "support's sync did not come through");
+/// Makes the customers that have a Stripe customer equal to Stripe, 25 at a time in order of id:
+/// `next` says after whom to go on, and is null after the last.
+#[utoipa::path(post, path = "/admin/api/v1/sync", tag = "support", operation_id = "sync_all",
+    params(
+        ("dry_run" = Option<bool>, Query, description = "`true` only says what differs"),
+        ("after" = Option<CustomerId>, Query, description = "Only those after this id; from the first on, if left out"),
+    ),
+    responses((status = 200, description = "What was different, and with whom it failed", body = SyncedPage)))]
+pub async fn sync_all(
+    State(daemon): State<Daemon>,
+    query: Pairs,
+) -> Result<Json<SyncedPage>, ApiError> {
+    let mut fields = Fields::query(query)?;
+    let mode = mode(&mut fields)?;
+    let after = fields.id::<CustomerId>("after")?;
+    fields.finish()?;
+    let page = sync_page(&daemon.app, mode, after.as_ref(), SYNCED_AT_ONCE).await;
+    Ok(Json(page.map_err(not_synced)?))
+}
+
+fn mode(fields: &mut Fields) -> Result<Mode, ApiError> {
+    let said = fields.word("dry_run", &[("true", Mode::DryRun), ("false", Mode::Apply)])?;
+    Ok(said.unwrap_or(Mode::Apply))
+}
+
+fn not_synced(error: SyncError) -> ApiError {
     match error {
         SyncError::UnknownCustomer => unknown_customer(),
         SyncError::Busy => ApiError::unavailable("busy", error.to_string()),
@@ -142,6 +172,42 @@ pub async fn inbox(
     let wanted = Wanted::parse(query, &["pending", "applied", "ignored", "parked"])?;
     let store = &daemon.app.store;
     Ok(list(store.list_events(wanted.customer_id(), wanted.state, ROWS).await?))
+}
+
+/// Makes a stored event pending again, as if it had just come, whatever became of it before.
+#[utoipa::path(post, path = "/admin/api/v1/inbox/{event_id}/replay", tag = "support", operation_id = "replay_event",
+    params(("event_id" = String, Path, description = "Stripe's id of the event")),
+    responses(
+        (status = 200, description = "The event, pending; it is applied a moment later", body = StoredEvent),
+        (status = 404, description = "No such event in the inbox", body = ErrorBody),
+    ))]
+pub async fn replay_event(
+    State(daemon): State<Daemon>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<StoredEvent>, ApiError> {
+    let app = &daemon.app;
+    let unknown =
+        || ApiError::not_found("unknown_event", "the inbox has no such event").param("event_id");
+    let event_id = path.map(|Path(id)| id).ok().filter(|id| is_event_id(id)).ok_or_else(unknown)?;
+    let before = app.store.stored_event(&event_id).await?.ok_or_else(unknown)?;
+    let mut tx = app.store.begin().await?;
+    if tx.replay_event(&event_id).await? {
+        let detail = json!({
+            "event_id": before.event_id, "event_type": before.event_type, "state": before.state,
+            "detail": before.detail,
+        });
+        let audit_id = app.entropy.id("aud", tx.now);
+        let customer_id = before.customer_id.as_deref();
+        tx.insert_audit(&audit_id, "admin", "replay_event", customer_id, &detail).await?;
+    }
+    tx.commit().await?;
+    app.nudges.inbox.notify_one();
+    app.store.stored_event(&event_id).await?.map(Json).ok_or_else(unknown)
+}
+
+/// What no event's id can be is not looked for: one of the databases refuses it.
+fn is_event_id(text: &str) -> bool {
+    printable_ascii(text, 255).is_ok()
 }
 
 /// Usage on its way to Stripe, the newest first.

@@ -247,7 +247,8 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
 
 fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {
     let Some(mut data) = fields.object("customer_data")? else { return Ok(None) };
-    let profile = Profile { email: data.email("email")?, name: data.person_name("name")? };
+    let (email, name) = (data.email("email")?, data.person_name("name")?);
+    let profile = Profile { email, name, email_is_stripes: false };
     data.finish()?;
     Ok(Some(profile))
 }

@@ -48,6 +48,12 @@ pub struct CustomerBody {
 struct SubscriptionBody {
     id: String,
     status: String,
+    /// When it is planned to end, at the end of a period or not; everything stays until then.
+    #[schema(required)]
+    cancels_at: Option<Timestamp>,
+    /// Whether Stripe is told not to collect its invoices; `policy.pause_collection` says what
+    /// follows.
+    collection_paused: bool,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -114,6 +120,7 @@ pub async fn put(
     let mut after = before.clone();
     if let Some(email) = changes.email {
         after.profile.email = email;
+        after.profile.email_is_stripes = false;
     }
     if let Some(name) = changes.name {
         after.profile.name = name;
@@ -190,11 +197,12 @@ async fn show(daemon: &Daemon, id: &CustomerId) -> Result<Json<CustomerBody>, Ap
         stripe_customer_id: customer.stripe_customer_id.clone(),
         plan_id: plan.map(|plan| plan.id.clone()),
         terms_version: customer.terms_version,
-        subscription: customer
-            .tier
-            .subscription
-            .as_ref()
-            .map(|s| SubscriptionBody { id: s.id.clone(), status: s.status.as_str().to_owned() }),
+        subscription: customer.tier.subscription.as_ref().map(|s| SubscriptionBody {
+            id: s.id.clone(),
+            status: s.status.as_str().to_owned(),
+            cancels_at: s.cancels_at,
+            collection_paused: s.collection_paused,
+        }),
         period: Bounds { start: period.start, end: period.end },
         features,
         created_at: customer.created_at,

@@ -91,6 +91,7 @@ fn product() -> OpenApiRouter<Daemon> {
 fn support() -> OpenApiRouter<Daemon> {
     let routes = OpenApiRouter::new()
         .routes(routes!(admin::sync))
+        .routes(routes!(admin::sync_all))
         .routes(routes!(quotas::get))
         .routes(routes!(quotas::set_override, quotas::clear_override))
         .routes(routes!(quotas::grant))
@@ -99,6 +100,7 @@ fn support() -> OpenApiRouter<Daemon> {
         .routes(routes!(admin::audit))
         .routes(routes!(admin::notices))
         .routes(routes!(admin::inbox))
+        .routes(routes!(admin::replay_event))
         .routes(routes!(admin::outbox))
         .routes(routes!(admin::jobs))
         .routes(routes!(report::pricing))

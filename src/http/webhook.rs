@@ -58,8 +58,7 @@ pub async fn stripe(
     let text =
         std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
     let mut tx = app.store.begin().await?;
-    let named = event.client_reference_id.as_deref().or(event.tollgate_customer_id.as_deref());
-    let stripe_id = event.stripe_customer_id.as_deref();
+    let (stripe_id, named) = (event.stripe_customer_id.as_deref(), event.names_customer());
     let new = tx.insert_event(&event.id, &event.event_type, stripe_id, named, text).await?;
     tx.commit().await?;
     metrics::counter!("tollgate_webhooks_received_total", "new" => if new { "true" } else { "false" }).increment(1);

@@ -8,9 +8,10 @@ use crate::app::App;
 use crate::domain::ids::CustomerId;
 use crate::store::StoreError;
 use crate::store::inbox::{EventOutcome, StoredEvent};
+use crate::stripe::Whose;
 use crate::stripe::event::{concerns_tier, parse};
 use crate::sync::link::{LINKED, LinkError, link_from_stripe};
-use crate::sync::{SyncError, sync_tier};
+use crate::sync::{SyncError, Trouble, sync_tier};
 
 /// How many events one step takes.
 const AT_ONCE: i64 = 200;
@@ -20,97 +21,115 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 /// delivering for as long.
 const MAX_ATTEMPTS: i64 = 1000;
 
-/// This many failures of Stripe's in a row mean that it is at fault, not the customers asked for:
-/// the others wait for the next step, instead of each for a timeout.
-const GIVE_UP_AFTER: u32 = 3;
-
 /// Whom an event concerns.
 enum Concerned {
     Customer(CustomerId),
-    /// Someone who is not known yet, or not tied yet; says so for people.
-    Nobody(String),
     Settled(EventOutcome),
 }
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
+    put_back_those_of_known(app).await?;
     let events = app.store.pending_events(app.clock.now(), AT_ONCE).await?;
     let taken = events.len();
     let mut trouble = Trouble::default();
     let mut by_customer: BTreeMap<CustomerId, Vec<StoredEvent>> = BTreeMap::new();
     for event in events {
-        match concerned(app, &event).await {
+        let found = concerned(app, &event).await;
+        // Most are found without asking Stripe, which says nothing about it.
+        let stripe_fails = found.is_err() && trouble.is_stripes(&found);
+        match found {
             Ok(Concerned::Customer(id)) => by_customer.entry(id).or_default().push(event),
-            Ok(Concerned::Nobody(reason)) => park_until_known(app, &event, reason).await?,
             Ok(Concerned::Settled(outcome)) => {
                 settle(app, None, &[event], |_| outcome.clone()).await?;
             }
             Err(error) => {
                 settle(app, None, &[event], |event| after_failure(app, event, &error)).await?;
-                if trouble.is_stripes(&error) {
-                    return Ok(trouble.end());
-                }
             }
+        }
+        if stripe_fails {
+            return Ok(the_rest_waits());
         }
     }
     // One fetch serves all of a customer's events: each of them only says that something changed.
     for (id, events) in by_customer {
-        match sync_tier(app, &id).await {
-            Ok(()) => {
-                settle(app, Some(&id), &events, |_| EventOutcome::Applied).await?;
-                trouble = Trouble::default();
-            }
+        let synced = sync_tier(app, &id).await;
+        let stripe_fails = trouble.is_stripes(&synced);
+        match synced {
+            Ok(()) => settle(app, Some(&id), &events, |_| EventOutcome::Applied).await?,
             Err(error) => {
                 tracing::warn!(customer_id = %id, %error, "a webhook could not be applied yet");
                 settle(app, Some(&id), &events, |event| after_failure(app, event, &error)).await?;
-                if trouble.is_stripes(&error) {
-                    return Ok(trouble.end());
-                }
             }
+        }
+        if stripe_fails {
+            return Ok(the_rest_waits());
         }
     }
     Ok(Progress { done: taken, more: i64::try_from(taken).is_ok_and(|n| n >= AT_ONCE), note: None })
 }
 
-/// How often in a row Stripe itself has failed.
-#[derive(Default)]
-struct Trouble(u32);
+fn the_rest_waits() -> Progress {
+    let note = Some("Stripe does not answer now: the rest waits".to_owned());
+    Progress { note, ..Progress::default() }
+}
 
-impl Trouble {
-    /// Counts a failure; answers whether Stripe is not worth asking any more now.
-    fn is_stripes(&mut self, error: &SyncError) -> bool {
-        self.0 = match error {
-            SyncError::Stripe(_) if error.is_transient() => self.0 + 1,
-            _ => 0,
-        };
-        self.0 >= GIVE_UP_AFTER
+/// Whoever creates or ties a customer puts back what waits for it. An event that was on its way to
+/// being parked meanwhile, for want of that very customer, is put back here.
+async fn put_back_those_of_known(app: &App) -> Result<(), StoreError> {
+    let waiting = app.store.waiting_events_of_known(AT_ONCE).await?;
+    if waiting.is_empty() {
+        return Ok(());
     }
+    let mut tx = app.store.begin().await?;
+    for event_id in &waiting {
+        tx.replay_event(event_id).await?;
+    }
+    tx.commit().await
+}
 
-    fn end(self) -> Progress {
-        let note = Some("Stripe does not answer now: the rest waits".to_owned());
-        Progress { note, ..Progress::default() }
+/// What is to be done about an event. What concerns neither a tier nor anything else here is only
+/// kept.
+async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
+    match event.event_type.as_str() {
+        LINKED => {
+            let id = event.customer_id.as_deref().and_then(|id| id.parse().ok());
+            Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer))
+        }
+        tells_of_tier if concerns_tier(tells_of_tier) => whose_tier(app, event).await,
+        _ => Ok(Concerned::Settled(EventOutcome::Ignored)),
     }
 }
 
-/// Finds the customer an event is about, tying it to its Stripe customer if the event or Stripe's
-/// metadata says they are one.
-async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
+/// Finds the customer whose tier an event is about, tying it to its Stripe customer if the event or
+/// Stripe's metadata says they are one.
+async fn whose_tier(app: &App, event: &StoredEvent) -> Result<Concerned, SyncError> {
     let named = event.customer_id.as_deref();
-    if event.event_type == LINKED {
-        let id = named.and_then(|id| id.parse().ok());
-        return Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer));
+    if let Some(stripe_id) = &event.stripe_customer_id {
+        return customer_of(app, event, stripe_id, named).await;
     }
-    if !concerns_tier(&event.event_type) {
+    // A snapshot without one is about nobody. A thin event names nothing but its object, and
+    // Stripe says whose that is.
+    let Some(object_id) = thin_object(app, event).await? else {
         return Ok(Concerned::Settled(EventOutcome::Ignored));
+    };
+    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
+    match stripe.whose(&object_id).await? {
+        Some(Whose { stripe_customer_id: Some(stripe_id), tollgate_customer_id }) => {
+            let named = named.or(tollgate_customer_id.as_deref());
+            customer_of(app, event, &stripe_id, named).await
+        }
+        Some(_) => Ok(Concerned::Settled(EventOutcome::Ignored)),
+        None => Ok(parked("Stripe does not have the object that it is about")),
     }
-    match &event.stripe_customer_id {
-        Some(stripe_id) => customer_of(app, event, stripe_id, named).await,
-        None => match by_subscription(app, event).await? {
-            Some((stripe_id, found)) => {
-                customer_of(app, event, &stripe_id, named.or(found.as_deref())).await
-            }
-            None => Ok(parked("it names no Stripe customer")),
-        },
+}
+
+async fn thin_object(app: &App, event: &StoredEvent) -> Result<Option<String>, StoreError> {
+    if !event.event_type.starts_with("v1.") {
+        return Ok(None);
     }
+    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
+    let event = parse(body.as_bytes()).ok();
+    Ok(event.and_then(|event| event.subscription_id.or(event.object_id)))
 }
 
 /// The customer tied to this Stripe customer, or the one `named` to be, which is tied to it now.
@@ -130,13 +149,13 @@ async fn customer_of(
     // For the parked: whoever creates or links this customer must find it.
     note_names(app, event, stripe_id, named.as_deref()).await?;
     let Some(id) = named.and_then(|id| id.parse::<CustomerId>().ok()) else {
-        return Ok(Concerned::Nobody("no customer is tied to its Stripe customer".to_owned()));
+        return Ok(waiting("no customer is tied to its Stripe customer".to_owned()));
     };
     match link_from_stripe(app, &id, stripe_id).await {
         Ok(()) => Ok(Concerned::Customer(id)),
         Err(LinkError::Store(error)) => Err(error.into()),
         Err(error @ LinkError::UnknownCustomer) => {
-            Ok(Concerned::Nobody(format!("it cannot be tied to customer {id}: {error}")))
+            Ok(waiting(format!("it cannot be tied to customer {id}: {error}")))
         }
         Err(error) => Ok(parked(&format!("it cannot be tied to customer {id}: {error}"))),
     }
@@ -157,19 +176,8 @@ fn parked(reason: &str) -> Concerned {
     Concerned::Settled(EventOutcome::Parked { reason: reason.to_owned() })
 }
 
-/// Thin events of subscriptions name nothing but the subscription: Stripe says whose it is, and
-/// which customer of ours its metadata names.
-async fn by_subscription(
-    app: &App,
-    event: &StoredEvent,
-) -> Result<Option<(String, Option<String>)>, SyncError> {
-    let body = app.store.event_body(&event.event_id).await?.unwrap_or_default();
-    let Some(id) = parse(body.as_bytes()).ok().and_then(|event| event.subscription_id) else {
-        return Ok(None);
-    };
-    let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    let Some(found) = stripe.subscription(&id).await? else { return Ok(None) };
-    Ok(Some((found.stripe_customer_id, found.tollgate_customer_id)))
+fn waiting(reason: String) -> Concerned {
+    Concerned::Settled(EventOutcome::Waiting { reason })
 }
 
 async fn named_in_metadata(app: &App, stripe_id: &str) -> Result<Option<String>, SyncError> {
@@ -196,24 +204,6 @@ fn next_wait(earlier: i64) -> Option<Duration> {
     (earlier + 1 < MAX_ATTEMPTS).then_some(wait)
 }
 
-/// Parks an event until its customer is created or tied, which puts it back. Whoever did that
-/// while we looked found nothing parked yet, so we look once more.
-async fn park_until_known(
-    app: &App,
-    event: &StoredEvent,
-    reason: String,
-) -> Result<(), StoreError> {
-    let mut tx = app.store.begin().await?;
-    let parked = EventOutcome::Parked { reason: reason.clone() };
-    tx.settle_event(&event.event_id, None, &parked).await?;
-    let known = tx.unpark_if_known(&event.event_id).await?;
-    tx.commit().await?;
-    if !known {
-        note_parked(event, &reason);
-    }
-    Ok(())
-}
-
 fn note_parked(event: &StoredEvent, reason: &str) {
     tracing::warn!(event_id = event.event_id, reason, "a webhook is parked");
     metrics::counter!("tollgate_webhooks_parked_total").increment(1);
@@ -229,7 +219,7 @@ async fn settle(
     let mut tx = app.store.begin().await?;
     for event in events {
         let outcome = outcome(event);
-        if let EventOutcome::Parked { reason } = &outcome {
+        if let EventOutcome::Parked { reason } | EventOutcome::Waiting { reason } = &outcome {
             note_parked(event, reason);
         }
         tx.settle_event(&event.event_id, customer_id, &outcome).await?;

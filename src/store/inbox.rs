@@ -1,4 +1,6 @@
 //! The inbox: Stripe's events, stored before they are acknowledged, applied afterwards.
+//!
+//! `pending` becomes `applied`, `ignored` or `parked`; whatever is settled can be made pending again.
 
 use serde::Serialize;
 use sqlx::Row;
@@ -27,6 +29,10 @@ pub struct StoredEvent {
     pub settled_at: Option<Timestamp>,
     #[schema(required)]
     pub detail: Option<String>,
+    /// `customer` if it is parked only until its customer is created or tied; null if it waits for
+    /// a person, or for nothing.
+    #[schema(required)]
+    pub waits_for: Option<String>,
 }
 
 /// What becomes of a stored event.
@@ -39,6 +45,10 @@ pub enum EventOutcome {
     Parked {
         reason: String,
     },
+    /// Parked too, but only until the customer it is about is created or tied.
+    Waiting {
+        reason: String,
+    },
     TryAgain {
         at: Timestamp,
         reason: String,
@@ -46,7 +56,10 @@ pub enum EventOutcome {
 }
 
 const COLUMNS: &str = "event_id, event_type, stripe_customer_id, customer_id, state, attempts, \
-    received_at_ms, settled_at_ms, detail";
+    received_at_ms, settled_at_ms, detail, waits_for";
+
+/// What [`EventOutcome::Waiting`] waits for.
+const CUSTOMER: &str = "customer";
 
 impl Store {
     /// Pending events whose time has come, the oldest first, at most `limit`.
@@ -70,6 +83,31 @@ impl Store {
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| Ok(row.try_get("body")?)).transpose()
+    }
+
+    /// A stored event.
+    pub async fn stored_event(&self, event_id: &str) -> Result<Option<StoredEvent>> {
+        let sql = format!("SELECT {COLUMNS} FROM stripe_events WHERE event_id = $1");
+        let row =
+            sqlx::query(super::assembled(sql)).bind(event_id).fetch_optional(&self.readers).await?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// Events that wait for a customer who is known by now, at most `limit`. Whoever creates or
+    /// ties a customer puts its events back; one that was being parked at that very moment is
+    /// found here.
+    pub async fn waiting_events_of_known(&self, limit: i64) -> Result<Vec<String>> {
+        let rows = sqlx::query(
+            "SELECT event_id FROM stripe_events WHERE waits_for IS NOT NULL AND EXISTS ( \
+             SELECT 1 FROM customers AS c WHERE c.deleted_at_ms IS NULL AND ( \
+             c.stripe_customer_id = stripe_events.stripe_customer_id \
+             OR c.customer_id = stripe_events.customer_id AND c.stripe_customer_id IS NULL)) \
+             ORDER BY event_id LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok(row.try_get("event_id")?)).collect()
     }
 
     /// A customer's events, or all, in one state or any; the newest first.
@@ -131,13 +169,16 @@ impl Tx {
         let (state, at, detail) = match outcome {
             EventOutcome::Applied => ("applied", now, None),
             EventOutcome::Ignored => ("ignored", now, None),
-            EventOutcome::Parked { reason } => ("parked", now, Some(reason.as_str())),
+            EventOutcome::Parked { reason } | EventOutcome::Waiting { reason } => {
+                ("parked", now, Some(reason.as_str()))
+            }
             EventOutcome::TryAgain { at, reason } => ("pending", at.ms(), Some(reason.as_str())),
         };
+        let waits_for = matches!(outcome, EventOutcome::Waiting { .. }).then_some(CUSTOMER);
         sqlx::query(
             "UPDATE stripe_events SET state = $2, customer_id = COALESCE($3, customer_id), detail = $4, \
              attempts = attempts + 1, next_attempt_at_ms = $5, \
-             settled_at_ms = CASE WHEN $2 = 'pending' THEN NULL ELSE CAST($6 AS BIGINT) END \
+             settled_at_ms = CASE WHEN $2 = 'pending' THEN NULL ELSE CAST($6 AS BIGINT) END, waits_for = $7 \
              WHERE event_id = $1 AND state = 'pending'",
         )
         .bind(event_id)
@@ -146,6 +187,7 @@ impl Tx {
         .bind(detail)
         .bind(at)
         .bind(now)
+        .bind(waits_for)
         .execute(self.connection())
         .await?;
         Ok(())
@@ -173,8 +215,7 @@ impl Tx {
 
     /// Makes the parked events of a customer pending again, as if they had just come; answers how
     /// many there were. A customer that has a Stripe customer is not helped by events of another
-    /// one that claim to be its own, so those stay. Pending ones are touched too: a worker that is
-    /// about to park one for want of this customer then waits for us and looks again.
+    /// one that claim to be its own, so those stay.
     pub async fn unpark_events(
         &mut self,
         customer_id: &CustomerId,
@@ -182,8 +223,9 @@ impl Tx {
     ) -> Result<u64> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, settled_at_ms = NULL \
-             WHERE state IN ('parked', 'pending') AND (stripe_customer_id = $2 \
+            "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $3, \
+             settled_at_ms = NULL, waits_for = NULL \
+             WHERE state = 'parked' AND (stripe_customer_id = $2 \
              OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
         .bind(customer_id.as_str())
@@ -194,15 +236,14 @@ impl Tx {
         Ok(done.rows_affected())
     }
 
-    /// Makes an event that was just parked for want of its customer pending again if that customer
-    /// came to be in the meantime; answers whether it did.
-    pub async fn unpark_if_known(&mut self, event_id: &str) -> Result<bool> {
+    /// Makes one event pending again, as if it had just come; answers whether it was anything else,
+    /// settled or waiting for its next attempt.
+    pub async fn replay_event(&mut self, event_id: &str) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE stripe_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL \
-             WHERE event_id = $1 AND state = 'parked' AND EXISTS (SELECT 1 FROM customers AS c \
-             WHERE c.deleted_at_ms IS NULL AND (c.stripe_customer_id = stripe_events.stripe_customer_id \
-             OR c.customer_id = stripe_events.customer_id AND c.stripe_customer_id IS NULL))",
+            "UPDATE stripe_events SET state = 'pending', attempts = 0, next_attempt_at_ms = $2, \
+             settled_at_ms = NULL, waits_for = NULL WHERE event_id = $1 \
+             AND (state <> 'pending' OR attempts > 0)",
         )
         .bind(event_id)
         .bind(now)
@@ -220,7 +261,7 @@ impl Tx {
     ) -> Result<i64> {
         let now = self.now.ms();
         let done = sqlx::query(
-            "UPDATE stripe_events SET state = 'applied', settled_at_ms = $4, customer_id = $1 \
+            "UPDATE stripe_events SET state = 'applied', settled_at_ms = $4, customer_id = $1, waits_for = NULL \
              WHERE state = 'parked' AND received_at_ms <= $3 AND (stripe_customer_id = $2 \
              OR customer_id = $1 AND (stripe_customer_id IS NULL OR $2 = ''))",
         )
@@ -265,5 +306,6 @@ fn read(row: &AnyRow) -> Result<StoredEvent> {
         received_at: time(row, "received_at_ms")?,
         settled_at: time_or_none(row, "settled_at_ms")?,
         detail: row.try_get("detail")?,
+        waits_for: row.try_get("waits_for")?,
     })
 }

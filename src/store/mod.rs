@@ -52,6 +52,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
     (3, "keep", include_str!("../../migrations/0003_keep.sql")),
+    (4, "inbox", include_str!("../../migrations/0004_inbox.sql")),
     (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
     (8, "periods", include_str!("../../migrations/0008_periods.sql")),
 ];

@@ -49,6 +49,19 @@ impl Store {
         row.map(|row| Ok(row.try_get("value")?)).transpose()
     }
 
+    /// Gives a setting a value, whatever it had.
+    pub async fn put_setting(&self, name: &str, value: &str) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&self.writers)
+        .await?;
+        Ok(())
+    }
+
     /// Subscriptions' plans that are in use, to refuse a plans file that lacks one.
     pub async fn plans_in_use(&self) -> Result<Vec<String>> {
         let rows = sqlx::query(

@@ -66,8 +66,8 @@ impl StripeError {
     }
 
     /// Whether Stripe says that what the call names does not exist.
-    pub(super) fn is_missing(&self) -> bool {
-        matches!(&self.kind, StripeErrorKind::Refused { status: 404, code: Some(code), .. }
+    pub fn is_missing(&self) -> bool {
+        matches!(&self.kind, StripeErrorKind::Refused { code: Some(code), .. }
             if code == "resource_missing")
     }
 

@@ -65,7 +65,7 @@ pub fn parse(body: &[u8]) -> Result<Event, EventError> {
         object_type.as_deref() == Some(word)
             || thin && object_id.as_ref().is_some_and(|id| id.starts_with(prefix))
     };
-    let invoiced = &object["parent"]["subscription_details"];
+    let names = Names::in_object(object);
     Ok(Event {
         id: required(&event, "id")?,
         event_type: required(&event, "type")?,
@@ -75,27 +75,53 @@ pub fn parse(body: &[u8]) -> Result<Event, EventError> {
         stripe_customer_id: if is("customer", "cus_") {
             object_id.clone()
         } else {
-            id_of(&object["customer"])
+            names.stripe_customer_id
         },
         subscription_id: if is("subscription", "sub_") {
             object_id.clone()
         } else {
-            id_of(&object["subscription"]).or_else(|| id_of(&invoiced["subscription"]))
+            names.subscription_id
         },
-        client_reference_id: text(&object["client_reference_id"]),
-        tollgate_customer_id: [object, &object["subscription_details"], invoiced]
-            .into_iter()
-            .find_map(|holder| text(&holder["metadata"][CUSTOMER_ID_KEY])),
+        client_reference_id: names.client_reference_id,
+        tollgate_customer_id: names.tollgate_customer_id,
         object_id,
         object_type,
     })
 }
 
-/// The events that are a reason to fetch the customer's subscriptions again.
-///
-/// Of the rest, some are mails of Stripe's own making (`trial_will_end`), some announce what will
-/// come with an event of its own (schedules, `invoice.upcoming`), and most have nothing to do with
-/// us.
+/// Whom an object of Stripe's names: a subscription, a Checkout Session, an invoice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Names {
+    pub stripe_customer_id: Option<String>,
+    pub subscription_id: Option<String>,
+    pub client_reference_id: Option<String>,
+    pub tollgate_customer_id: Option<String>,
+}
+
+impl Names {
+    pub fn in_object(object: &Value) -> Self {
+        let invoiced = &object["parent"]["subscription_details"];
+        Self {
+            stripe_customer_id: id_of(&object["customer"]),
+            subscription_id: id_of(&object["subscription"])
+                .or_else(|| id_of(&invoiced["subscription"])),
+            client_reference_id: text(&object["client_reference_id"]),
+            tollgate_customer_id: [object, &object["subscription_details"], invoiced]
+                .into_iter()
+                .find_map(|holder| text(&holder["metadata"][CUSTOMER_ID_KEY])),
+        }
+    }
+}
+
+impl Event {
+    /// The customer of ours that the event names itself.
+    pub fn names_customer(&self) -> Option<&str> {
+        self.client_reference_id.as_deref().or(self.tollgate_customer_id.as_deref())
+    }
+}
+
+/// The types of events that are a reason to fetch the customer's subscriptions again; a thin event
+/// has `v1.` before it. Few enough for one list of Stripe's, which takes 20.
 pub const CONCERN_TIER: [&str; 17] = [
     "customer.subscription.created",
     "customer.subscription.updated",
@@ -121,7 +147,16 @@ pub const CONCERN_TIER: [&str; 17] = [
 pub const TELL_OF_METERS: [&str; 2] =
     ["v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found"];
 
-/// Whether an event of this type, snapshot or thin, is one of [`CONCERN_TIER`].
+/// Whether an event of this type is a reason to fetch the customer's subscriptions again.
+///
+/// No event sends a mail: the three mails there are tell of usage and of upgrades. A payment that
+/// failed, or needs its customer (`invoice.payment_failed`, `invoice.payment_action_required`), and
+/// a trial that is about to end (`trial_will_end`) are told by Stripe's own mails, which the
+/// account's settings send. So the first two only change the tier, and the last is ignored.
+///
+/// Of the rest, some announce what will come with an event of its own (schedules,
+/// `invoice.upcoming`), some are about what plans here do not come from (entitlement summaries), and
+/// most have nothing to do with us. All are stored.
 pub fn concerns_tier(event_type: &str) -> bool {
     CONCERN_TIER.contains(&event_type.strip_prefix("v1.").unwrap_or(event_type))
 }

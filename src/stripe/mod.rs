@@ -11,6 +11,7 @@ mod change;
 mod checkout;
 mod error;
 pub mod event;
+mod events;
 mod meter;
 mod objects;
 mod portal;
@@ -28,6 +29,7 @@ use crate::entropy::Entropy;
 pub use change::PlanChange;
 pub use checkout::{CheckoutSession, CheckoutState, NewCheckout};
 pub use error::{StripeError, StripeErrorKind};
+pub use events::{EventPage, Whose};
 pub use meter::{MeterEvent, MeterOutcome};
 pub use portal::PortalFlow;
 pub use provision::{Made, Secret, api_version};
@@ -100,6 +102,9 @@ mod tests {
         check(stripe.customer("cus_1"));
         check(stripe.subscriptions_of("cus_1"));
         check(stripe.subscription("sub_1"));
+        check(stripe.whose("sub_1"));
+        let epoch = Timestamp::from_seconds(0);
+        check(stripe.undelivered_events(epoch, epoch, None));
         let event = MeterEvent {
             identifier: "win_1".to_owned(),
             idempotency_key: "key_1".to_owned(),

@@ -95,6 +95,8 @@ impl Stripe {
             billing_cycle_anchor: Timestamp::from_seconds(found.billing_cycle_anchor),
             ended_at: found.ended_at.map(Timestamp::from_seconds),
             cancel_at_period_end: found.cancel_at_period_end,
+            cancel_at: found.cancel_at.map(Timestamp::from_seconds),
+            collection_paused: found.pause_collection.is_some(),
             tollgate_customer_id: found.metadata.get(CUSTOMER_ID_KEY).and_then(|id| given(id)),
             id,
         })
@@ -137,7 +139,7 @@ pub(super) fn path_segment<'a>(id: &'a str, what: &'static str) -> Result<&'a st
     Ok(id)
 }
 
-fn unless_missing<T>(found: Result<T, StripeError>) -> Result<Option<T>, StripeError> {
+pub(super) fn unless_missing<T>(found: Result<T, StripeError>) -> Result<Option<T>, StripeError> {
     match found {
         Err(error) if error.is_missing() => Ok(None),
         found => found.map(Some),
@@ -231,6 +233,8 @@ mod tests {
                 billing_cycle_anchor: Timestamp::from_seconds(1_790_000_000),
                 ended_at: None,
                 cancel_at_period_end: false,
+                cancel_at: None,
+                collection_paused: false,
                 tollgate_customer_id: Some("acme".to_owned()),
             }
         );

@@ -5,10 +5,13 @@
 //! transaction writes it, together with the notice of an upgrade. A lease keeps two workers off
 //! one customer, and the row's revision refuses a write that was decided on an older state.
 
+pub mod all;
 pub mod link;
+pub mod looks;
+pub mod missed;
+pub mod period_end;
 pub mod upgrade;
 pub mod usage;
-pub mod period_end;
 
 use std::time::Duration;
 
@@ -23,7 +26,7 @@ use crate::domain::ids::CustomerId;
 use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::subscription::Subscription;
-use crate::domain::tier::{NoTier, tier_from_stripe, upgrade};
+use crate::domain::tier::{NoTier, several_live, tier_from_stripe, upgrade};
 use crate::gate::turn;
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
@@ -34,6 +37,8 @@ use crate::stripe::{StripeError, StripeErrorKind};
 const LEASE: Duration = Duration::from_secs(60);
 /// How often a sync starts over because the row changed under it.
 const ATTEMPTS: u32 = 3;
+/// This many failures of Stripe's in a row mean that it is at fault, not the customers asked for.
+const GIVE_UP_AFTER: u32 = 3;
 
 /// Whether to write what was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub struct SyncReport {
     pub dry_run: bool,
     pub changed: bool,
     pub differences: Vec<Difference>,
+    /// What is not right at Stripe, and only a person can put right there.
+    pub alerts: Vec<String>,
 }
 
 /// One thing that was not as Stripe says, and what is done about it.
@@ -104,10 +111,30 @@ impl SyncError {
     }
 }
 
+/// How often in a row Stripe itself has failed. Whoever works through many customers then leaves
+/// the rest for later, instead of waiting for a timeout with each.
+#[derive(Debug, Default)]
+pub struct Trouble(u32);
+
+impl Trouble {
+    /// Counts how a sync went; answers whether Stripe is not worth asking any more now.
+    pub fn is_stripes<T>(&mut self, done: &Result<T, SyncError>) -> bool {
+        self.0 = match done {
+            Err(error @ SyncError::Stripe(_)) if error.is_transient() => self.0 + 1,
+            _ => 0,
+        };
+        self.0 >= GIVE_UP_AFTER
+    }
+}
+
 /// Makes the customer's tier and period equal to Stripe's: what a webhook and the clock call for.
 pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
     let lease = Lease::take(app, id).await?;
+    let began = app.clock.now();
     let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
+    if synced.is_ok() {
+        app.store.note_look(id, began).await?;
+    }
     lease.release(app).await?;
     synced.map(|_| ())
 }
@@ -119,31 +146,44 @@ pub async fn sync_customer(
     id: &CustomerId,
     mode: Mode,
 ) -> Result<SyncReport, SyncError> {
+    sync_for(app, id, Asker::Support(mode)).await
+}
+
+async fn sync_for(app: &App, id: &CustomerId, asker: Asker) -> Result<SyncReport, SyncError> {
     let lease = Lease::take(app, id).await?;
-    let synced = sync_for_support(app, id, mode, &lease).await;
+    let began = app.clock.now();
+    let synced = sync_all_of(app, id, asker, &lease).await;
+    if synced.is_ok() && asker.mode() == Mode::Apply {
+        app.store.note_look(id, began).await?;
+    }
     lease.release(app).await?;
     synced
 }
 
-async fn sync_for_support(
+/// Tier, period and usage of one customer.
+async fn sync_all_of(
     app: &App,
     id: &CustomerId,
-    mode: Mode,
+    asker: Asker,
     lease: &Lease,
 ) -> Result<SyncReport, SyncError> {
-    let mut differences = retry_conflicts(app, id, Asker::Support(mode), lease).await?;
-    differences.extend(usage::sync_usage(app, id, mode).await?);
-    Ok(SyncReport::new(id, mode, differences))
+    let report = retry_conflicts(app, id, asker, lease).await?;
+    Ok(report.with(usage::sync_usage(app, id, asker.mode()).await?))
 }
 
 impl SyncReport {
     fn new(id: &CustomerId, mode: Mode, differences: Vec<Difference>) -> Self {
-        Self {
-            customer_id: id.clone(),
-            dry_run: mode == Mode::DryRun,
-            changed: mode == Mode::Apply && !differences.is_empty(),
-            differences,
-        }
+        let customer_id = id.clone();
+        let (dry_run, alerts) = (mode == Mode::DryRun, Vec::new());
+        Self { customer_id, dry_run, changed: false, differences: Vec::new(), alerts }
+            .with(differences)
+    }
+
+    /// The report with more that was not as Stripe says.
+    fn with(mut self, found: impl IntoIterator<Item = Difference>) -> Self {
+        self.differences.extend(found);
+        self.changed = !self.dry_run && !self.differences.is_empty();
+        self
     }
 }
 
@@ -175,6 +215,25 @@ enum Asker {
     /// A webhook or the clock.
     Daemon,
     Support(Mode),
+    /// Support wants it for all: the audit trail has an entry only where something differed.
+    SupportForAll(Mode),
+}
+
+impl Asker {
+    fn mode(self) -> Mode {
+        match self {
+            Self::Daemon => Mode::Apply,
+            Self::Support(mode) | Self::SupportForAll(mode) => mode,
+        }
+    }
+
+    fn leaves_entry(self, report: &SyncReport) -> bool {
+        match self {
+            Self::Daemon => false,
+            Self::Support(_) => true,
+            Self::SupportForAll(_) => !report.differences.is_empty(),
+        }
+    }
 }
 
 async fn retry_conflicts(
@@ -182,7 +241,7 @@ async fn retry_conflicts(
     id: &CustomerId,
     asker: Asker,
     lease: &Lease,
-) -> Result<Vec<Difference>, SyncError> {
+) -> Result<SyncReport, SyncError> {
     for _ in 1..ATTEMPTS {
         match fetch_and_apply(app, id, asker, lease).await {
             Err(SyncError::Store(StoreError::Conflict { .. })) => {}
@@ -197,7 +256,7 @@ async fn fetch_and_apply(
     id: &CustomerId,
     asker: Asker,
     lease: &Lease,
-) -> Result<Vec<Difference>, SyncError> {
+) -> Result<SyncReport, SyncError> {
     let fetched_at = app.clock.now();
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     let stripe_state = fetch(app, &before).await?;
@@ -211,26 +270,20 @@ async fn fetch_and_apply(
         // Whoever has it now may have fetched later than we did.
         return Err(SyncError::Busy);
     }
-    let mut after = Customer {
-        tier: tier_from_stripe(&catalog, &customer.tier, &stripe_state.subscriptions, tx.now)?,
-        profile: stripe_state.fill(customer.profile.clone()),
-        ..customer.clone()
-    };
-    let plan_id = |customer: &Customer| customer.tier.plan(&catalog).map(|plan| plan.id.clone());
-    if plan_id(&after) != plan_id(&customer) {
-        // Who changes plan takes the new one as it is now.
-        after.terms_version = None;
+    let after = decide(&catalog, &customer, &stripe_state, tx.now)?;
+    let mode = asker.mode();
+    let mut report = SyncReport::new(id, mode, differences(&catalog, &customer, &after));
+    report.alerts.extend(several_live(&catalog, &after.tier, &stripe_state.subscriptions));
+    if asker != Asker::Daemon {
+        report = report.with(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
     }
-    let mut differences = differences(&catalog, &customer, &after);
-    if let Asker::Support(mode) = asker {
-        differences.extend(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
-        let report = SyncReport::new(id, mode, differences.clone());
+    if asker.leaves_entry(&report) {
         let detail = serde_json::to_value(&report).expect("a report is plain JSON");
         let audit_id = app.entropy.id("aud", tx.now);
         tx.insert_audit(&audit_id, "admin", "sync", Some(id.as_str()), &detail).await?;
     }
     let mut frozen = false;
-    if asker != Asker::Support(Mode::DryRun) && after != customer {
+    if mode == Mode::Apply && after != customer {
         frozen = turn::follow(app, &mut tx, &customer, &after.tier.cycle).await?;
         tx.update_customer(&after).await?;
         if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
@@ -242,7 +295,7 @@ async fn fetch_and_apply(
         tracing::info!(
             customer_id = %id,
             plan = after.tier.plan(&catalog).map(|plan| plan.id.as_str()),
-            changes = differences.len(),
+            changes = report.differences.len(),
             "the tier was made equal to Stripe's"
         );
     }
@@ -251,7 +304,35 @@ async fn fetch_and_apply(
         // Of a period that is over before its time there may be an invoice at any moment.
         usage::send_all_of(app, id).await?;
     }
-    Ok(differences)
+    raise_alerts(&report);
+    Ok(report)
+}
+
+/// The customer as Stripe's state calls for.
+fn decide(
+    catalog: &Catalog,
+    customer: &Customer,
+    stripe_state: &StripeState,
+    now: Timestamp,
+) -> Result<Customer, NoTier> {
+    let mut after = Customer {
+        tier: tier_from_stripe(catalog, &customer.tier, &stripe_state.subscriptions, now)?,
+        profile: stripe_state.fill(customer.profile.clone()),
+        ..customer.clone()
+    };
+    let plan_id = |customer: &Customer| customer.tier.plan(catalog).map(|plan| plan.id.clone());
+    if plan_id(&after) != plan_id(customer) {
+        // Who changes plan takes the new one as it is now.
+        after.terms_version = None;
+    }
+    Ok(after)
+}
+
+fn raise_alerts(report: &SyncReport) {
+    for alert in &report.alerts {
+        metrics::counter!("tollgate_several_subscriptions_total").increment(1);
+        tracing::warn!(customer_id = %report.customer_id, alert, "Stripe's side needs a person");
+    }
 }
 
 /// What Stripe says about a customer.
@@ -262,10 +343,14 @@ struct StripeState {
 }
 
 impl StripeState {
-    /// What the product has not said about its customer is taken from Stripe.
+    /// What the product has not said about its customer is taken from Stripe; the address again
+    /// and again, because mails must not go to one that is no longer right.
     fn fill(&self, mut profile: Profile) -> Profile {
         let email = self.email.as_deref().filter(|email| is_plausible_email(email));
-        profile.email = profile.email.or_else(|| email.map(str::to_owned));
+        if let Some(email) = email.filter(|_| profile.email.is_none() || profile.email_is_stripes) {
+            profile.email = Some(email.to_owned());
+            profile.email_is_stripes = true;
+        }
         profile.name = profile.name.or_else(|| clean_name(self.name.as_deref()?));
         profile
     }
@@ -296,6 +381,8 @@ fn differences(catalog: &Catalog, before: &Customer, after: &Customer) -> Vec<Di
             ("subscription", subscription.map(|s| s.id.clone())),
             ("status", subscription.map(|s| s.status.as_str().to_owned())),
             ("standing", Some(standing_words(tier.standing))),
+            ("planned end", subscription.and_then(|s| s.cancels_at).map(|at| at.to_string())),
+            ("collection", subscription.map(|s| collection_word(s.collection_paused).to_owned())),
             ("period", tier.cycle.stripe.map(|p| format!("{} to {}", p.start, p.end))),
         ]
     };
@@ -320,6 +407,10 @@ fn standing_words(standing: Standing) -> String {
         Standing::PastDue => "past due".to_owned(),
         Standing::Paused => "paused".to_owned(),
     }
+}
+
+fn collection_word(paused: bool) -> &'static str {
+    if paused { "paused" } else { "as usual" }
 }
 
 /// Parked webhooks that came before the fetch are applied by it: each only says that something

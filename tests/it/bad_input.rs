@@ -450,6 +450,7 @@ both_databases! {
         for (method, path) in [
             (Method::POST, "/v1/check"), (Method::POST, "/v1/track"), (Method::PUT, "/v1/customers/new"),
             (Method::GET, "/v1/customers/acme"), (Method::DELETE, "/v1/customers/acme"),
+            (Method::POST, "/admin/api/v1/sync"), (Method::POST, "/admin/api/v1/inbox/evt_1/replay"),
             (Method::POST, "/admin/api/v1/customers/acme/sync"), (Method::GET, "/admin/api/v1/audit"),
             (Method::GET, "/admin/api/v1/notices"), (Method::GET, "/admin/api/v1/inbox"),
             (Method::GET, "/admin/api/v1/outbox"), (Method::GET, "/admin/api/v1/jobs"),

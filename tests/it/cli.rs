@@ -34,7 +34,8 @@ async fn help_lists_the_commands_and_usage_errors_are_exit_2() {
     let machine = Machine::bare();
     let help = machine.run(&["--help"]).await;
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "sandbox", "migrate", "keys", "report", "recount", "stripe", "doctor"]
+    for command in
+        ["serve", "sandbox", "migrate", "keys", "report", "sync", "recount", "stripe", "doctor"]
     {
         let is_listed = |line: &str| line.trim_start().starts_with(command);
         assert!(help.stdout.lines().any(is_listed), "{command}: {}", help.stdout);

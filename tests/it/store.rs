@@ -1,6 +1,7 @@
 //! The database from below: every statement on both kinds, a schema with rows in it migrated, and two
 //! replicas on one PostgreSQL.
 
+mod inbox;
 mod migration;
 mod particular;
 mod keep;
@@ -25,7 +26,6 @@ use tollgate::domain::subscription::SubscriptionStatus;
 use tollgate::domain::usage::{Counter, OpenWindow};
 use tollgate::store::Store;
 use tollgate::store::events::{EventKey, NewEvent, hold};
-use tollgate::store::inbox::EventOutcome;
 use tollgate::store::notices::Notice;
 use tollgate::store::outbox::{NewMeterEvent, SendOutcome};
 use tollgate::store::reports::RecordedRun;
@@ -63,13 +63,22 @@ fn counter_key() -> CounterKey {
 fn customer() -> Customer {
     let mut tier = Tier::initial(now());
     tier.plan_id = Some("pro".parse().unwrap());
-    tier.subscription =
-        Some(LiveSubscription { id: "sub_1".to_owned(), status: SubscriptionStatus::PastDue });
+    tier.subscription = Some(LiveSubscription {
+        id: "sub_1".to_owned(),
+        status: SubscriptionStatus::PastDue,
+        cancels_at: Some(november().end),
+        collection_paused: true,
+    });
     tier.standing = Standing::Grace { ends_at: november().end };
+    tier.grace_ends_at = Some(november().end);
     tier.cycle.stripe = Some(november());
     Customer {
         id: acme(),
-        profile: Profile { email: Some("jo@example.com".to_owned()), name: Some("Jo".to_owned()) },
+        profile: Profile {
+            email: Some("jo@example.com".to_owned()),
+            name: Some("Jo".to_owned()),
+            email_is_stripes: true,
+        },
         stripe_customer_id: Some("cus_1".to_owned()),
         created_at: now(),
         tier,
@@ -160,7 +169,8 @@ both_databases! {
     async fn customers_are_written_and_read_back_whole(db: TestDb) {
         let store = open(&db).await;
         let tier = Tier::initial(now());
-        let fresh = Customer { tier, terms_version: None, has_quotas: false, ..customer() };
+        let profile = Profile { email_is_stripes: false, ..customer().profile };
+        let fresh = Customer { tier, profile, terms_version: None, has_quotas: false, ..customer() };
         let mut tx = store.begin().await.unwrap();
         assert!(tx.insert_customer(&fresh).await.unwrap());
         assert!(!tx.insert_customer(&fresh).await.unwrap(), "it is there");
@@ -175,9 +185,6 @@ both_databases! {
         assert_eq!(store.customer(&acme()).await.unwrap(), Some(written.clone()));
         assert_eq!(store.customer_by_stripe_id("cus_1").await.unwrap(), Some(written));
         assert_eq!(store.plans_in_use().await.unwrap(), ["pro"]);
-        let overdue = async |moment| store.customers_with_overdue_renewal(moment, "", 9).await.unwrap();
-        assert_eq!(overdue(november().end).await, [acme()]);
-        assert_eq!(overdue(now()).await, Vec::<CustomerId>::new());
         let mut tx = store.begin().await.unwrap();
         assert!(tx.delete_customer(&acme()).await.unwrap());
         assert!(!tx.delete_customer(&acme()).await.unwrap());
@@ -241,67 +248,6 @@ both_databases! {
         let listed = store.list_notices(Some("acme"), Some("unknown"), 9).await.unwrap();
         assert_eq!((listed.len(), listed[0].attempts, listed[0].detail.as_deref()), (1, 2, Some("lost")));
         assert_eq!(store.list_notices(None, None, 9).await.unwrap(), listed);
-    }
-
-    async fn the_inbox_keeps_settles_and_puts_back(db: TestDb) {
-        let store = open(&db).await;
-        let mut tx = store.begin().await.unwrap();
-        assert!(tx.insert_event("evt_1", "invoice.paid", None, Some("acme"), "{}").await.unwrap());
-        assert!(!tx.insert_event("evt_1", "invoice.paid", None, None, "{}").await.unwrap());
-        tx.name_event("evt_1", "cus_1", Some("acme")).await.unwrap();
-        tx.commit().await.unwrap();
-        assert_eq!(store.pending_events(now(), 9).await.unwrap().len(), 1);
-        assert_eq!(store.event_body("evt_1").await.unwrap().as_deref(), Some("{}"));
-        let mut tx = store.begin().await.unwrap();
-        let later = EventOutcome::TryAgain { at: november().end, reason: "down".to_owned() };
-        tx.settle_event("evt_1", None, &later).await.unwrap();
-        let parked = EventOutcome::Parked { reason: "nobody's".to_owned() };
-        tx.settle_event("evt_1", Some(&acme()), &parked).await.unwrap();
-        assert_eq!(tx.parked_events(&acme(), Some("cus_1"), now()).await.unwrap(), 1);
-        assert_eq!(tx.unpark_events(&acme(), Some("cus_1")).await.unwrap(), 1);
-        tx.settle_event("evt_1", None, &parked).await.unwrap();
-        assert_eq!(tx.apply_parked_events(&acme(), Some("cus_1"), now()).await.unwrap(), 1);
-        tx.commit().await.unwrap();
-        let listed = store.list_events(Some("acme"), Some("applied"), 9).await.unwrap();
-        assert_eq!((listed.len(), listed[0].settled_at), (1, Some(now())));
-        assert_eq!(store.list_events(None, None, 9).await.unwrap(), listed);
-    }
-
-    async fn an_event_parked_while_its_customer_comes_to_be_is_put_back(db: TestDb) {
-        let store = open(&db).await;
-        let parked = EventOutcome::Parked { reason: "nobody's".to_owned() };
-        for (event_id, stripe_id, named) in [("evt_1", Some("cus_1"), None), ("evt_2", None, Some("acme"))] {
-            let mut tx = store.begin().await.unwrap();
-            tx.insert_event(event_id, "invoice.paid", stripe_id, named, "{}").await.unwrap();
-            tx.commit().await.unwrap();
-            // Whoever makes or ties the customer finds nothing parked yet.
-            let mut maker = store.begin().await.unwrap();
-            let customer = Customer {
-                stripe_customer_id: stripe_id.map(str::to_owned), ..customer()
-            };
-            assert!(maker.insert_customer(&customer).await.unwrap());
-            assert_eq!(maker.unpark_events(&acme(), stripe_id).await.unwrap(), 1);
-            // The worker, which looked before, parks it now: before or after the other is through.
-            let worker = tokio::spawn({
-                let (store, parked) = (store.clone(), parked.clone());
-                async move {
-                    let mut tx = store.begin().await.unwrap();
-                    tx.settle_event(event_id, None, &parked).await.unwrap();
-                    assert!(tx.unpark_if_known(event_id).await.unwrap());
-                    tx.commit().await.unwrap();
-                }
-            });
-            tokio::task::yield_now().await;
-            maker.commit().await.unwrap();
-            worker.await.unwrap();
-            assert_eq!(store.pending_events(now(), 9).await.unwrap().len(), 1, "{event_id}");
-            // Without its customer it stays parked.
-            let mut tx = store.begin().await.unwrap();
-            tx.delete_customer(&acme()).await.unwrap();
-            tx.settle_event(event_id, None, &parked).await.unwrap();
-            assert!(!tx.unpark_if_known(event_id).await.unwrap());
-            tx.commit().await.unwrap();
-        }
     }
 
     async fn the_outbox_keeps_sends_and_settles(db: TestDb) {

@@ -447,7 +447,7 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
     let Some(node) = reader.optional(root, "policy") else {
         return (Some(policy), named);
     };
-    let known = ["post_upgrade_delay", "past_due_grace", "cost_overhead"];
+    let known = ["post_upgrade_delay", "past_due_grace", "pause_collection", "cost_overhead"];
     let Some(section) = reader.section(&node, &known) else {
         return (None, named);
     };
@@ -458,6 +458,11 @@ fn read_policy(reader: &mut Reader, root: &Section<'_>) -> (Option<Policy>, Vec<
         if let Some(delay) = reader.optional_value(&section, key, &rules::DELAY) {
             *duration = delay.value;
         }
+    }
+    if let Some(word) =
+        reader.optional_value(&section, "pause_collection", &rules::PAUSE_COLLECTION)
+    {
+        policy.pause_collection = word.value;
     }
     if let Some(node) = reader.optional(&section, "cost_overhead") {
         for (plan, node) in reader.entries(&node, &rules::PLAN_ID) {

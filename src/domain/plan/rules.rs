@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::Interval;
 use super::reader::Rule;
+use super::{Interval, PauseCollection};
 use crate::clock::Timestamp;
 use crate::domain::ids::{FeatureId, PlanId};
 use crate::domain::money::{Currency, parse_decimal};
@@ -130,6 +130,15 @@ pub(super) const ON_OUTAGE: Rule<OutageWord> = Rule {
     read: |value| match value.as_str()? {
         "deny" => Some(OutageWord::Deny),
         "allow" => Some(OutageWord::Allow),
+        _ => None,
+    },
+};
+
+pub(super) const PAUSE_COLLECTION: Rule<PauseCollection> = Rule {
+    wanted: "\"allow\" or \"deny\"",
+    read: |value| match value.as_str()? {
+        "allow" => Some(PauseCollection::Allow),
+        "deny" => Some(PauseCollection::Deny),
         _ => None,
     },
 };

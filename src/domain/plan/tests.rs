@@ -171,7 +171,7 @@ fn unknown_keys_are_named_with_their_line_and_the_key_that_was_meant() {
     );
     assert_eq!(
         complaint_after("[policy]\n\"a key\\nof two lines\" = 1"),
-        "15: policy.\"a key\\nof two lines\": is not a known key; known here: post_upgrade_delay, past_due_grace, cost_overhead"
+        "15: policy.\"a key\\nof two lines\": is not a known key; known here: post_upgrade_delay, past_due_grace, pause_collection, cost_overhead"
     );
 }
 
@@ -435,6 +435,11 @@ fn times_are_checked() {
         ("metering", "window = 300", format!("window: {window}")),
         ("policy", "past_due_grace = \"1w\"", format!("past_due_grace: {delay}")),
         ("policy", "post_upgrade_delay = \"366d\"", format!("post_upgrade_delay: {delay}")),
+        (
+            "policy",
+            "pause_collection = \"void\"",
+            "pause_collection: must be \"allow\" or \"deny\"".to_owned(),
+        ),
         ("retention", "usage_events = \"61d\"", format!("usage_events: {kept}")),
         ("retention", "usage_events = \"36501d\"", format!("usage_events: {kept}")),
         ("retention", "usage_events = 400", format!("usage_events: {kept}")),
@@ -449,6 +454,7 @@ fn times_are_checked() {
         "[metering]\nwindow = \"1h\"",
         "[policy]\npast_due_grace = \"0s\"",
         "[policy]\npast_due_grace = \"365d\"",
+        "[policy]\npause_collection = \"deny\"",
         "[schedule]\nnotices = \"*/10 * * * * *\"",
         "[retention]\nusage_events = \"62d\"",
         "[retention]\nusage_events = \"36500d\"",

@@ -203,7 +203,10 @@ async fn survey<'c>(
         }
     }
     let subscriptions = stripe.subscriptions_of(stripe_id).await?;
-    if let Some((subscription, item, plan)) = giving(catalog, &subscriptions)? {
+    let tier = &survey.customer.tier;
+    if let Some((subscription, item, plan)) =
+        giving(catalog, tier, &subscriptions, app.clock.now())?
+    {
         let terms = stripe.terms(&subscription.id).await?;
         let item = terms.items.iter().find(|found| found.id == item.id).cloned();
         let item = item.ok_or(UpgradeError::Overtaken)?;

@@ -112,6 +112,14 @@ impl World {
         self.admin("POST", &format!("/customers/{customer}/sync?dry_run=true")).await.ok()
     }
 
+    /// How often Stripe has been asked for somebody's subscriptions.
+    pub fn looks(&self) -> usize {
+        let is_look = |asked: &&tollgate::sim::LoggedRequest| {
+            asked.method == "GET" && asked.path == "/v1/subscriptions"
+        };
+        self.sim.requests().iter().filter(is_look).count()
+    }
+
     /// Every row of these tables, in an order that does not depend on when it was written.
     pub async fn rows(&self, tables: &[&str]) -> Vec<String> {
         let url = self.config.database_url.expose_secret();

@@ -96,6 +96,23 @@ fn rows_of_version_1() -> Vec<String> {
     ]
 }
 
+/// Webhooks that the first build parked: two for want of a customer, one for another reason.
+fn parked_by_version_1() -> Vec<String> {
+    let now = now().ms();
+    let parked = |(id, detail): (&str, &str)| {
+        format!(
+            "INSERT INTO stripe_events VALUES ('{id}', 'invoice.paid', 'cus_9', NULL, '{{}}', 'parked', 1, \
+             {now}, {now}, {now}, '{detail}')"
+        )
+    };
+    let events = [
+        ("evt_stranger", "no customer is tied to its Stripe customer"),
+        ("evt_named", "it cannot be tied to customer beta: there is no such customer"),
+        ("evt_odd", "subscription sub_1 has no price whose lookup key is in the plans file"),
+    ];
+    events.into_iter().map(parked).collect()
+}
+
 /// Leaves the database as the first build would.
 async fn version_1(db: &TestDb) {
     install_default_drivers();
@@ -104,7 +121,7 @@ async fn version_1(db: &TestDb) {
     let kind = MigrationType::Simple;
     let first = Migration::new(1, Cow::Borrowed("start"), kind, FIRST.into_sql_str(), false);
     Migrator::with_migrations(vec![first]).run(&pool).await.unwrap();
-    for statement in rows_of_version_1() {
+    for statement in rows_of_version_1().into_iter().chain(parked_by_version_1()) {
         sqlx::query(AssertSqlSafe(statement)).execute(&pool).await.unwrap();
     }
     pool.close().await;
@@ -170,6 +187,8 @@ both_databases! {
         let tier = &customer.tier;
         assert_eq!((tier.entitlement_version, tier.plan_since_version, customer.revision), (3, 3, 5));
         assert_eq!((customer.has_quotas, customer.terms_version), (false, None));
+        let waiting = "SELECT event_id FROM stripe_events WHERE waits_for = 'customer' ORDER BY event_id";
+        assert_eq!(rows(&db.url, waiting).await, ["evt_named", "evt_stranger"], "one needs a person");
     }
 
     async fn what_the_first_build_answered_is_answered_again_word_for_word(db: TestDb) {
