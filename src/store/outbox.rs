@@ -23,7 +23,7 @@ pub struct MeterEvent {
     pub stripe_customer_id: String,
     pub units: i64,
     pub timestamp: Timestamp,
-    /// `pending`, `delivered` or `parked`.
+    /// `pending`, `delivered`, `parked`, or `replaced`: another one sends its units.
     pub state: String,
     pub attempts: i64,
     #[schema(required)]
@@ -33,6 +33,15 @@ pub struct MeterEvent {
     pub settled_at: Option<Timestamp>,
     #[schema(required)]
     pub detail: Option<String>,
+    /// The identifier of the one whose units this one sends anew.
+    #[schema(required)]
+    pub replaces: Option<String>,
+    /// Stripe's word for why it came to nothing after it had been received.
+    #[schema(required)]
+    pub rejected_code: Option<String>,
+    /// When Stripe told of failures without naming them, of which this may be one.
+    #[serde(skip)]
+    pub suspected_at: Option<Timestamp>,
 }
 
 /// A meter event about to be stored.
@@ -56,15 +65,18 @@ pub enum SendOutcome {
 }
 
 impl Store {
-    /// Meter events whose time has come, the oldest usage first, at most `limit`.
+    /// Meter events whose time has come, at most `limit`: each customer's first one, then each
+    /// one's second, and so on, so that nobody's backlog stands before everybody else.
     pub async fn pending_meter_events(
         &self,
         moment: Timestamp,
         limit: i64,
     ) -> Result<Vec<MeterEvent>> {
         let rows = sqlx::query(
-            "SELECT * FROM meter_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
-             ORDER BY next_attempt_at_ms, identifier LIMIT $2",
+            "SELECT * FROM (SELECT m.*, ROW_NUMBER() OVER (PARTITION BY customer_id \
+             ORDER BY next_attempt_at_ms, identifier) AS turn FROM meter_events AS m \
+             WHERE state = 'pending' AND next_attempt_at_ms <= $1) AS due \
+             ORDER BY turn, next_attempt_at_ms, identifier LIMIT $2",
         )
         .bind(moment.ms())
         .bind(limit)
@@ -110,13 +122,22 @@ impl Store {
     ) -> Result<i64> {
         let row = sqlx::query(
             "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+             AND rejected_code IS NULL AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
         )
         .bind(customer_id.as_str())
         .bind(in_doubt_before.ms())
         .fetch_one(&self.readers)
         .await?;
         Ok(row.try_get("n")?)
+    }
+
+    /// The meter event of this identifier, if there is one.
+    pub async fn meter_event(&self, identifier: &str) -> Result<Option<MeterEvent>> {
+        let row = sqlx::query("SELECT * FROM meter_events WHERE identifier = $1")
+            .bind(identifier)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(read).transpose()
     }
 
     /// A customer's meter events, or all, in one state or any; the newest first.
@@ -166,12 +187,15 @@ impl Tx {
         Ok(())
     }
 
-    /// Notes that a send is about to begin, before it does; answers whether the event still waits.
+    /// Notes that a send is about to begin, before it does; answers whether the event still waits
+    /// and its customer's usage may be sent.
     pub async fn begin_send(&mut self, identifier: &str) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE meter_events SET attempts = attempts + 1, \
-             first_sent_at_ms = COALESCE(first_sent_at_ms, $2) WHERE identifier = $1 AND state = 'pending'",
+             first_sent_at_ms = COALESCE(first_sent_at_ms, $2) WHERE identifier = $1 AND state = 'pending' \
+             AND NOT EXISTS (SELECT 1 FROM sending_freezes AS f \
+             WHERE f.customer_id = meter_events.customer_id)",
         )
         .bind(identifier)
         .bind(now)
@@ -234,8 +258,9 @@ impl Tx {
     }
 
     /// Makes a customer's parked meter events pending again, except those that must not be sent
-    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten.
-    /// Each gets another idempotency key, because under the old one Stripe would refuse it again.
+    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten,
+    /// and what Stripe rejected after receiving it is still known to it by its identifier. Each
+    /// gets another idempotency key, because under the old one Stripe would refuse it again.
     pub async fn unpark_meter_events(
         &mut self,
         customer_id: &CustomerId,
@@ -245,7 +270,7 @@ impl Tx {
         let done = sqlx::query(
             "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL, \
              idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
-             WHERE state = 'parked' AND customer_id = $1 \
+             WHERE state = 'parked' AND customer_id = $1 AND rejected_code IS NULL \
              AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
         )
         .bind(customer_id.as_str())
@@ -257,7 +282,7 @@ impl Tx {
     }
 }
 
-fn read(row: &AnyRow) -> Result<MeterEvent> {
+pub(super) fn read(row: &AnyRow) -> Result<MeterEvent> {
     Ok(MeterEvent {
         identifier: row.try_get("identifier")?,
         idempotency_key: row.try_get("idempotency_key")?,
@@ -273,5 +298,8 @@ fn read(row: &AnyRow) -> Result<MeterEvent> {
         created_at: time(row, "created_at_ms")?,
         settled_at: time_or_none(row, "settled_at_ms")?,
         detail: row.try_get("detail")?,
+        replaces: row.try_get("replaces")?,
+        rejected_code: row.try_get("rejected_code")?,
+        suspected_at: time_or_none(row, "suspected_at_ms")?,
     })
 }
