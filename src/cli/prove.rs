@@ -100,13 +100,13 @@ impl Proof<'_> {
             // Machine time: it spares Stripe, and decides nothing.
             tokio::time::sleep(PACE).await;
             let now = self.clock.now();
-            let line = compare(self.store, &self.sums, id, account, now).await?;
+            let line = compare(self.store, &self.sums, &self.catalog, id, account, now).await?;
             if !line.unreadable.as_ref().is_some_and(|why| why.may_pass()) {
                 return Ok(line);
             }
             tokio::time::sleep(PAUSE).await;
         }
-        compare(self.store, &self.sums, id, account, self.clock.now()).await
+        compare(self.store, &self.sums, &self.catalog, id, account, self.clock.now()).await
     }
 }
 

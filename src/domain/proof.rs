@@ -190,6 +190,12 @@ impl Account {
         self.reported_at = Some((first.min(row.first_at), last.max(row.last_at)));
     }
 
+    /// Whether both are held against the same sum.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let key = |account: &Self| (account.place.clone(), account.series, account.period.start);
+        key(self) == key(other)
+    }
+
     /// Whether nobody can use anything in it any more.
     pub fn is_closed(&self, now: Timestamp) -> bool {
         self.period.end <= now

@@ -136,8 +136,9 @@ pub(super) enum Unsettled {
 /// Reads the sum of the minute in which a meter event lies. The event itself counts as in doubt.
 pub(super) async fn ask(app: &App, sums: &Sums<'_>, asked: &Row) -> Result<Answer, Unsettled> {
     let (place, minute) = (place_of(asked), minute_of(asked.timestamp));
+    // Stripe's sum first: what is sent meanwhile is then known to us and not to it.
+    let stripe = sums.units(&place, minute.clone()).await?;
     let rows = app.store.meter_events_at(&place, &minute).await?;
-    let stripe = sums.units(&place, minute).await?;
     let now = app.clock.now();
     let (mut expected, mut doubtful) = (Expected::default(), Vec::new());
     for row in rows {

@@ -14,7 +14,7 @@ use crate::domain::ids::CustomerId;
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
 use crate::domain::proof::{Account, Place, SETTLED_AFTER, TAKEN_FOR, accounts};
-use crate::store::proof::{PeriodKey, Unproven};
+use crate::store::proof::{Delivered, PeriodKey, Unproven};
 use crate::store::{Store, StoreError};
 use crate::stripe::{Meter, Stripe, StripeError, StripeErrorKind, Sum};
 
@@ -156,34 +156,49 @@ pub async fn accounts_of(
     }))
 }
 
-/// Reads Stripe's sum for an account. That of a period that goes on lacks what is still on its way.
+/// Reads Stripe's sum for an account, and what of its span is not the account's own.
 pub async fn compare(
     store: &Store,
     sums: &Sums<'_>,
+    catalog: &Catalog,
     customer_id: &CustomerId,
     account: &Account,
     now: Timestamp,
 ) -> Result<Line, StoreError> {
-    let read = match &account.place {
-        None => Err(Unreadable::NoPlace),
-        Some(place) => sums.units(place, account.span()).await,
+    let Some(place) = &account.place else {
+        return Ok(line(customer_id, account, Err(Unreadable::NoPlace), Delivered::default(), now));
     };
-    let (mut stripe, mut moving) = (None, account.fresh);
-    if !account.is_closed(now) {
-        moving += account.waiting + account.open;
+    let read = sums.units(place, account.span()).await;
+    let key = PeriodKey {
+        customer_id: customer_id.clone(),
+        series: account.series,
+        period_start: account.period.start,
+    };
+    // A span of whole minutes reaches into the periods before and after.
+    let fresh_after = now.minus(SETTLED_AFTER);
+    let others = store.delivered_by_others(place, &account.span(), fresh_after, &key).await?;
+    if read.as_ref().is_ok_and(|units| units - others.units > account.ledger) {
+        // Something may have been used and sent since the account was made.
+        let mut accounts = accounts_of(store, catalog, customer_id, now).await?;
+        accounts.retain(|other| other.is_same(account));
+        if let Some(account) = accounts.first() {
+            return Ok(line(customer_id, account, read, others, now));
+        }
     }
-    if let (Ok(units), Some(place)) = (&read, &account.place) {
-        let key = PeriodKey {
-            customer_id: customer_id.clone(),
-            series: account.series,
-            period_start: account.period.start,
-        };
-        // A span of whole minutes reaches into the periods before and after.
-        let fresh_after = now.minus(SETTLED_AFTER);
-        let others = store.delivered_by_others(place, &account.span(), fresh_after, &key).await?;
-        stripe = Some(units - others.units);
-        moving += others.fresh;
-    }
+    Ok(line(customer_id, account, read, others, now))
+}
+
+/// Both sides of an account. A period that goes on may be short of what is still on its way.
+fn line(
+    customer_id: &CustomerId,
+    account: &Account,
+    read: Result<i64, Unreadable>,
+    others: Delivered,
+    now: Timestamp,
+) -> Line {
+    let on_its_way = if account.is_closed(now) { 0 } else { account.waiting + account.open };
+    let moving = account.fresh + others.fresh + on_its_way;
+    let stripe = read.as_ref().ok().map(|units| units - others.units);
     let difference = stripe.map(|stripe| account.difference(stripe, moving));
     let unreadable = read.err();
     let mut remarks = match difference {
@@ -191,11 +206,11 @@ pub async fn compare(
         _ => account.remarks(),
     };
     if moving > 0 && stripe.is_some_and(|stripe| stripe < account.ledger) {
-        remarks.push(format!("up to {moving} units may not show yet"));
+        remarks.push(format!("{moving} units may not show yet"));
     }
     remarks.extend(unreadable.as_ref().map(|why| format!("Stripe's sum cannot be read: {why}")));
     let place = account.place.clone();
-    Ok(Line {
+    Line {
         customer_id: customer_id.clone(),
         stripe_customer_id: place.as_ref().map(|place| place.stripe_customer_id.clone()),
         meter: place.map(|place| place.meter),
@@ -206,7 +221,7 @@ pub async fn compare(
         remarks,
         settled: moving == 0,
         unreadable,
-    })
+    }
 }
 
 /// What came of comparing sums.
@@ -265,7 +280,7 @@ async fn prove(app: &App, sums: &Sums<'_>, period: &PeriodKey) -> Result<bool, S
             // Stripe has made it longer since its counter was written.
             return note_compared(app, period, false).await.map(|()| false);
         }
-        let line = compare(&app.store, sums, &period.customer_id, &account, now).await?;
+        let line = compare(&app.store, sums, &catalog, &period.customer_id, &account, now).await?;
         match line.unreadable {
             Some(Unreadable::Stripe(error)) if is_stripes(&error) => return Err(error.into()),
             _ => lines.push(line),

@@ -134,7 +134,7 @@ async fn lines_of(app: &App, sums: &Sums<'_>, id: &CustomerId) -> Result<Vec<Lin
         if account.period.end < now.minus(TAKEN_FOR) {
             continue;
         }
-        let line = compare(&app.store, sums, id, &account, now).await?;
+        let line = compare(&app.store, sums, &catalog, id, &account, now).await?;
         match line.unreadable {
             Some(Unreadable::Stripe(error)) if is_stripes(&error) => return Err(error.into()),
             _ => lines.push(line),
