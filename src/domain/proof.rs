@@ -4,7 +4,7 @@
 //! So what is compared is an [`Account`]: all that one customer of ours used in one period and
 //! reported to one Stripe customer and meter, whichever features it was for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub struct Account {
     pub lost: i64,
     /// First and last time of its meter events.
     reported_at: Option<(Timestamp, Timestamp)>,
+    /// Nothing of the customer's was reported there in an earlier period.
+    is_first: bool,
 }
 
 /// Puts a customer's counters and meter events together into accounts, in order of time.
@@ -121,8 +123,10 @@ pub fn accounts(
         account.lost += lost;
     }
     let mut accounts: Vec<_> = accounts.into_values().collect();
+    let mut places = BTreeSet::new();
     for account in &mut accounts {
         account.period.end = end_of(account, metered, now_in);
+        account.is_first = places.insert(account.place.clone());
     }
     accounts
 }
@@ -175,6 +179,7 @@ impl Account {
             parked_because: None,
             lost: 0,
             reported_at: None,
+            is_first: false,
         }
     }
 
@@ -203,10 +208,14 @@ impl Account {
 
     /// The whole minutes in which all its usage lies. Usage of other accounts may lie there too:
     /// periods begin and end at any second, and a new series may begin within an old one's period.
+    ///
+    /// Usage is reported from the day a customer is tied to Stripe on. What Stripe has from before
+    /// that, of whatever counted until then, is not ours to account for.
     pub fn span(&self) -> Range<Timestamp> {
-        let (first, last) = self.reported_at.unwrap_or((self.period.start, self.period.start));
-        let end = self.period.end.max(last.plus(Duration::from_millis(1)));
-        minute_of(self.period.start.min(first)).start..whole_minute_after(end)
+        let BillingPeriod { start, end } = self.period;
+        let (first, last) = self.reported_at.unwrap_or((start, start));
+        let start = if self.is_first { first } else { start.min(first) };
+        minute_of(start).start..whole_minute_after(end.max(last.plus(Duration::from_millis(1))))
     }
 
     /// How many units Stripe has too many, below zero too few, when it has `stripe` and `moving`

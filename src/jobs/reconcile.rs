@@ -12,23 +12,27 @@ use crate::sync::{SyncError, sync_tier};
 const AT_ONCE: i64 = 100;
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
-    reconcile::warn_of_expiring(app).await?;
+    let expiring = reconcile::warn_of_expiring(app).await?;
+    let expiring = (expiring > 0)
+        .then(|| format!("{expiring} units of usage are over 30 days old and not at Stripe"));
     if app.stripe.is_none() {
-        return Ok(Progress {
-            note: Some("no Stripe key is configured".to_owned()),
-            ..Progress::default()
-        });
+        let note = Some("no Stripe key is configured".to_owned());
+        return Ok(Progress { note: joined([note, expiring]), ..Progress::default() });
     }
     let (renewed, failed) = renewals(app).await?;
     let Reconciled { settled, proven, differing, stopped } = reconcile::usage(app).await?;
-    let notes = [
+    let note = joined([
         (failed > 0).then(|| format!("{failed} customers could not be synced")),
         (differing > 0).then(|| format!("{differing} sums of usage need someone to look")),
         stopped.then(|| "Stripe's sums cannot be read now".to_owned()),
-    ];
-    let notes: Vec<_> = notes.into_iter().flatten().collect();
-    let note = (!notes.is_empty()).then(|| notes.join("; "));
+        expiring,
+    ]);
     Ok(Progress { done: renewed + settled + proven, more: false, note })
+}
+
+fn joined<const N: usize>(notes: [Option<String>; N]) -> Option<String> {
+    let notes: Vec<_> = notes.into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 /// Fetches customers with an overdue renewal anew; answers how many, and how many failed.

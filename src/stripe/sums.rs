@@ -47,6 +47,7 @@ impl Stripe {
         #[derive(Serialize)]
         struct Query<'a> {
             limit: i64,
+            #[serde(skip_serializing_if = "Option::is_none")]
             starting_after: Option<&'a str>,
         }
         #[derive(Deserialize)]

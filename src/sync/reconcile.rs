@@ -60,11 +60,11 @@ pub async fn usage(app: &App) -> Result<Reconciled, SyncError> {
 }
 
 /// Says of usage that is not at Stripe a month after it was used: in five days Stripe will take it
-/// no more.
+/// no more. Answers how many units it is.
 ///
 /// # Errors
 /// When the database cannot answer.
-pub async fn warn_of_expiring(app: &App) -> Result<(), StoreError> {
+pub async fn warn_of_expiring(app: &App) -> Result<i64, StoreError> {
     let now = app.clock.now();
     let expiring = app.store.undelivered(&(now.minus(TAKEN_FOR)..now.minus(EXPIRES_FROM))).await?;
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
@@ -77,7 +77,7 @@ pub async fn warn_of_expiring(app: &App) -> Result<(), StoreError> {
             "usage is not at Stripe yet and more than 30 days old: at 35 days it can be billed no more"
         );
     }
-    Ok(())
+    Ok(expiring.units)
 }
 
 /// What support's sync does about one customer's sums. Sending that was frozen goes on if Stripe

@@ -93,14 +93,18 @@ pub struct Sent {
     pub more: bool,
 }
 
-/// Sends meter events whose time has come. A customer's refusal parks its own event only, and one
-/// whose event has to wait waits with all its others, so that it costs everybody one send.
+/// Sends meter events whose time has come. A customer's refusal parks its own event only; one whose
+/// event has to wait waits with all its others for the next round, so that it costs one send.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
+    send_round(app, &app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
+}
+
+/// Sends these in order; stops when Stripe is at fault.
+async fn send_round(app: &App, due: &[Row]) -> Result<Sent, StoreError> {
     let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
     let mut waiting = HashSet::new();
     let Some(stripe) = &app.stripe else { return Ok(sent) };
-    let due = app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?;
-    for row in &due {
+    for row in due {
         if waiting.contains(&row.customer_id) {
             continue;
         }

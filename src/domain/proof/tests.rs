@@ -102,19 +102,31 @@ fn a_period_ends_where_a_later_one_begins() {
     assert!(found[0].is_closed(began) && !found[1].is_closed(period.end));
 }
 
+/// The span of the last account.
+fn span(metered: &[Metered], reported: &[Reported]) -> String {
+    let found = accounts(metered, reported, None, |_| Some(place("ai")));
+    let span = found.last().unwrap().span();
+    format!("{} {}", span.start, span.end)
+}
+
 #[test]
 fn a_span_is_whole_minutes_around_the_period_and_all_that_was_reported() {
-    let bounds = |account: &Account| {
-        let span = account.span();
-        format!("{} {}", span.start, span.end)
-    };
     let odd = BillingPeriod { start: at("2026-11-01T09:02:30Z"), end: at("2026-12-01T09:02:30Z") };
     let counters = [Metered { period: odd, ..counter("runs", 1) }];
-    let found = accounts(&counters, &[], None, |_| Some(place("ai")));
-    assert_eq!(bounds(&found[0]), "2026-11-01T09:02:00Z 2026-12-01T09:03:00Z");
-    let late = Reported { last_at: at("2026-12-01T00:00:30Z"), ..sent("runs", "ai", 1) };
-    let found = accounts(&[counter("runs", 1)], &[late], None, |_| None);
-    assert_eq!(bounds(&found[0]), "2026-11-01T00:00:00Z 2026-12-01T00:01:00Z");
+    assert_eq!(span(&counters, &[]), "2026-11-01T09:02:00Z 2026-12-01T09:03:00Z");
+    let before = BillingPeriod { start: at("2026-10-01T00:00:00Z"), end: november().start };
+    let counters = [Metered { period: before, ..counter("runs", 1) }, counter("runs", 2)];
+    let rows = [
+        Reported { period_start: before.start, ..sent("runs", "ai", 1) },
+        Reported { last_at: at("2026-12-01T00:00:30Z"), ..sent("runs", "ai", 2) },
+    ];
+    assert_eq!(span(&counters, &rows), "2026-11-01T00:00:00Z 2026-12-01T00:01:00Z");
+}
+
+#[test]
+fn what_stripe_has_from_before_the_first_report_is_not_ours() {
+    let rows = [sent("runs", "ai", 1)];
+    assert_eq!(span(&[counter("runs", 1)], &rows), "2026-11-05T10:00:00Z 2026-12-01T00:00:00Z");
 }
 
 #[test]
