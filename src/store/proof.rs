@@ -34,10 +34,12 @@ pub struct Unproven {
 
 /// Meter events of one place, in whole units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Delivered {
-    pub units: i64,
+pub struct Others {
+    pub delivered: i64,
     /// Of those, delivered after the moment asked about.
     pub fresh: i64,
+    /// Sent without an answer for good: Stripe may have counted them.
+    pub unanswered: i64,
 }
 
 /// One statement, so that all of it is of one moment while others write. Its first part is what
@@ -90,32 +92,42 @@ impl Store {
         Ok((metered, reported))
     }
 
-    /// What other periods and customers have delivered to a place in a span of time.
-    pub async fn delivered_by_others(
+    /// What other periods and customers have sent to a place in a span of time.
+    pub async fn sent_by_others(
         &self,
         place: &Place,
         span: &Range<Timestamp>,
         fresh_after: Timestamp,
         period: &PeriodKey,
-    ) -> Result<Delivered> {
-        let row = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS units, CAST(COALESCE(SUM(CASE WHEN \
-             settled_at_ms > $5 THEN units ELSE 0 END), 0) AS BIGINT) AS fresh FROM meter_events \
+    ) -> Result<Others> {
+        let sum = |what: &str| {
+            format!("CAST(COALESCE(SUM(CASE WHEN {what} THEN units ELSE 0 END), 0) AS BIGINT)")
+        };
+        let sql = format!(
+            "SELECT {} AS delivered, {} AS fresh, {} AS unanswered FROM meter_events \
              WHERE stripe_customer_id = $1 AND event_name = $2 AND timestamp_ms >= $3 \
-             AND timestamp_ms < $4 AND state = 'delivered' \
+             AND timestamp_ms < $4 \
              AND NOT (customer_id = $6 AND series = $7 AND period_start_ms = $8)",
-        )
-        .bind(&place.stripe_customer_id)
-        .bind(&place.meter)
-        .bind(span.start.ms())
-        .bind(span.end.ms())
-        .bind(fresh_after.ms())
-        .bind(period.customer_id.as_str())
-        .bind(period.series)
-        .bind(period.period_start.ms())
-        .fetch_one(&self.readers)
-        .await?;
-        Ok(Delivered { units: row.try_get("units")?, fresh: row.try_get("fresh")? })
+            sum("state = 'delivered'"),
+            sum("state = 'delivered' AND settled_at_ms > $5"),
+            sum("state IN ('pending', 'parked') AND first_sent_at_ms IS NOT NULL"),
+        );
+        let row = sqlx::query(super::assembled(sql))
+            .bind(&place.stripe_customer_id)
+            .bind(&place.meter)
+            .bind(span.start.ms())
+            .bind(span.end.ms())
+            .bind(fresh_after.ms())
+            .bind(period.customer_id.as_str())
+            .bind(period.series)
+            .bind(period.period_start.ms())
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(Others {
+            delivered: row.try_get("delivered")?,
+            fresh: row.try_get("fresh")?,
+            unanswered: row.try_get("unanswered")?,
+        })
     }
 
     /// Customers with usage of any kind, in order of id, after `after`, at most `limit`.

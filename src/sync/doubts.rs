@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::proof::{Sums, Unreadable, freeze, is_stripes};
+use super::proof::{GIVE_UP_AFTER, Sums, Unreadable, freeze, is_stripes};
 use super::usage::IN_DOUBT_AFTER;
 use super::{Mode, SyncError};
 use crate::app::App;
@@ -86,7 +86,7 @@ async fn settle_all(
     mode: Mode,
 ) -> Result<Settled, SyncError> {
     let mut settled = Settled::default();
-    let mut asked = Vec::new();
+    let (mut asked, mut trouble) = (Vec::new(), 0);
     for row in due {
         // One reading settles everything in its minute.
         let minute = (place_of(row), minute_of(row.timestamp).start);
@@ -105,9 +105,16 @@ async fn settle_all(
             }
             Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
             Err(Unsettled::Unreadable(Unreadable::Stripe(error))) if is_stripes(&error) => {
-                tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
-                settled.stopped = true;
-                break;
+                trouble += 1;
+                if trouble == GIVE_UP_AFTER || !error.is_transient() {
+                    tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
+                    settled.stopped = true;
+                    break;
+                }
+                if mode == Mode::Apply {
+                    wait(app, row).await?;
+                }
+                continue;
             }
             Err(_) if mode == Mode::DryRun => {}
             // Nobody can have counted it, but the key may be of another account.
@@ -118,8 +125,10 @@ async fn settle_all(
             // One customer's trouble is no other's.
             Err(error) => {
                 postpone(app, row, &format!("Stripe's sum cannot be read: {error}")).await?;
+                settled.parked += 1;
             }
         }
+        trouble = 0;
     }
     Ok(settled)
 }
@@ -216,10 +225,7 @@ async fn settle(app: &App, row: &Row, answer: &Answer) -> Result<(), SyncError> 
         Told::Missing => {
             replace(app, row, None).await?;
         }
-        Told::TooEarly => {
-            let again_at = now.plus(SETTLED_AFTER);
-            show(app, row, &Shown::Unclear { again_at, reason: None }, None).await?;
-        }
+        Told::TooEarly => wait(app, row).await?,
         Told::Ahead { .. } => {
             if let Ok(customer_id) = row.customer_id.parse() {
                 freeze(app, &customer_id, &answer.words).await?;
@@ -244,6 +250,12 @@ impl Settled {
 
 pub(super) fn is_too_old(row: &Row, now: Timestamp) -> bool {
     now.since(row.timestamp) + SENDING_TAKES >= TAKEN_FOR
+}
+
+/// Leaves a meter event as it is for a while.
+async fn wait(app: &App, row: &Row) -> Result<(), StoreError> {
+    let again_at = app.clock.now().plus(SETTLED_AFTER);
+    show(app, row, &Shown::Unclear { again_at, reason: None }, None).await
 }
 
 /// Leaves a meter event as it is, with the reason, for a day.

@@ -14,7 +14,7 @@ use crate::domain::ids::CustomerId;
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
 use crate::domain::proof::{Account, Place, SETTLED_AFTER, TAKEN_FOR, accounts};
-use crate::store::proof::{Delivered, PeriodKey, Unproven};
+use crate::store::proof::{Others, PeriodKey, Unproven};
 use crate::store::{Store, StoreError};
 use crate::stripe::{Meter, Stripe, StripeError, StripeErrorKind, Sum};
 
@@ -25,6 +25,8 @@ pub const AT_ONCE: i64 = 100;
 const COMPARED_AFTER: Duration = Duration::from_secs(90 * 60);
 /// How long a period that differed waits to be compared again: one reading a day.
 const AGAIN_AFTER: Duration = Duration::from_secs(23 * 60 * 60);
+/// This many failures of Stripe's in a row mean that it is at fault, not the customers asked for.
+pub(super) const GIVE_UP_AFTER: u32 = 3;
 /// A year, and a few days more.
 const LONGEST_PERIOD: Duration = Duration::from_secs(370 * 86_400);
 
@@ -116,11 +118,19 @@ pub struct Line {
     /// Nothing of it was on its way or had only just arrived.
     #[serde(skip)]
     pub settled: bool,
+    /// What is parked, waits, or is in an open window: for all we know Stripe does not have it.
+    #[serde(skip)]
+    pub unsent: i64,
     #[serde(skip)]
     pub unreadable: Option<Unreadable>,
 }
 
 impl Line {
+    /// Whether there is a difference that the outbox does not account for.
+    pub(super) fn is_unexplained(&self) -> bool {
+        self.difference.is_some_and(|difference| difference > 0 || difference + self.unsent < 0)
+    }
+
     /// Whether ledger and Stripe are known to say the same.
     pub fn agrees(&self) -> bool {
         self.difference == Some(0)
@@ -166,7 +176,7 @@ pub async fn compare(
     now: Timestamp,
 ) -> Result<Line, StoreError> {
     let Some(place) = &account.place else {
-        return Ok(line(customer_id, account, Err(Unreadable::NoPlace), Delivered::default(), now));
+        return Ok(line(customer_id, account, Err(Unreadable::NoPlace), Others::default(), now));
     };
     let read = sums.units(place, account.span()).await;
     let key = PeriodKey {
@@ -176,8 +186,8 @@ pub async fn compare(
     };
     // A span of whole minutes reaches into the periods before and after.
     let fresh_after = now.minus(SETTLED_AFTER);
-    let others = store.delivered_by_others(place, &account.span(), fresh_after, &key).await?;
-    if read.as_ref().is_ok_and(|units| units - others.units > account.ledger) {
+    let others = store.sent_by_others(place, &account.span(), fresh_after, &key).await?;
+    if read.as_ref().is_ok_and(|units| units - others.delivered > account.ledger) {
         // Something may have been used and sent since the account was made.
         let mut accounts = accounts_of(store, catalog, customer_id, now).await?;
         accounts.retain(|other| other.is_same(account));
@@ -193,12 +203,16 @@ fn line(
     customer_id: &CustomerId,
     account: &Account,
     read: Result<i64, Unreadable>,
-    others: Delivered,
+    others: Others,
     now: Timestamp,
 ) -> Line {
     let on_its_way = if account.is_closed(now) { 0 } else { account.waiting + account.open };
     let moving = account.fresh + others.fresh + on_its_way;
-    let stripe = read.as_ref().ok().map(|units| units - others.units);
+    let stripe = read.as_ref().ok().map(|units| match units - others.delivered {
+        // What is too much may be others', as far as they wait for an answer.
+        own if own > account.ledger => account.ledger.max(own - others.unanswered),
+        own => own,
+    });
     let difference = stripe.map(|stripe| account.difference(stripe, moving));
     let unreadable = read.err();
     let mut remarks = match difference {
@@ -219,7 +233,8 @@ fn line(
         stripe,
         difference,
         remarks,
-        settled: moving == 0,
+        settled: moving == 0 && others.unanswered == 0,
+        unsent: account.parked + account.waiting + account.open,
         unreadable,
     }
 }
@@ -244,15 +259,22 @@ pub(super) async fn prove_due(app: &App, sums: &Sums<'_>) -> Result<Proven, Sync
         began_after: oldest.minus(LONGEST_PERIOD),
         compared_by: now.minus(AGAIN_AFTER),
     };
-    let mut proven = Proven::default();
+    let (mut proven, mut trouble) = (Proven::default(), 0);
     for period in app.store.unproven_periods(which, AT_ONCE).await? {
         match prove(app, sums, &period).await {
             Ok(true) => proven.periods += 1,
             Ok(false) => proven.differing += 1,
             Err(SyncError::Stripe(error)) => {
-                tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
-                proven.stopped = true;
-                break;
+                trouble += 1;
+                if trouble == GIVE_UP_AFTER || !error.is_transient() {
+                    tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
+                    proven.stopped = true;
+                    break;
+                }
+                // It goes behind all others, should it be the one at fault.
+                note_compared(app, &period, false).await?;
+                proven.differing += 1;
+                continue;
             }
             Err(SyncError::Store(error)) if !error.is_outage() => {
                 tracing::error!(
@@ -263,6 +285,7 @@ pub(super) async fn prove_due(app: &App, sums: &Sums<'_>) -> Result<Proven, Sync
             }
             Err(error) => return Err(error),
         }
+        trouble = 0;
     }
     Ok(proven)
 }

@@ -91,9 +91,11 @@ pub(super) async fn customer(
     let sums = Sums::of(stripe);
     let settled = settle_of(app, &sums, id, mode).await?;
     let lines = lines_of(app, &sums, id).await?;
+    let ahead = |line: &Line| line.difference.is_none_or(|difference| difference > 0);
+    let (differing, others): (Vec<_>, Vec<_>) = lines.into_iter().partition(Line::is_unexplained);
     if mode == Mode::Apply {
-        note_differences(app, &lines).await?;
-        if lines.iter().all(|line| line.difference.is_some_and(|difference| difference <= 0)) {
+        note_differences(app, &differing).await?;
+        if !differing.iter().chain(&others).any(ahead) {
             let mut tx = app.store.begin().await?;
             tx.thaw_sending(id).await?;
             tx.commit().await?;
@@ -110,8 +112,7 @@ pub(super) async fn customer(
         stripe: None,
         action,
     });
-    let differing = lines.iter().filter(|line| line.difference.is_some_and(|d| d != 0));
-    let differing = differing.map(|line| Difference {
+    let differing = differing.iter().map(|line| Difference {
         what: "usage at Stripe",
         local: Some(format!(
             "{} units of {} from {}",

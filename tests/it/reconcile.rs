@@ -9,7 +9,6 @@ use tollgate::sim::FaultKind;
 use tollgate::store::outbox::NewMeterEvent;
 use tollgate::store::usage::CounterKey;
 
-use crate::harness::postgres::TestDb;
 use crate::harness::sql::rows;
 use crate::harness::world::{WEBHOOK_SECRET, World};
 
@@ -204,6 +203,23 @@ both_databases! {
         world.settle().await;
         assert_eq!(world.billed(&acme), "9");
         assert_eq!(world.admin("POST", "/customers/acme/sync").await.ok()["differences"], json!([]));
+    }
+
+    async fn an_unanswered_send_of_the_next_period_freezes_nobody(db: TestDb) {
+        let world = World::start(&db).await;
+        world.clock.advance(150 * SECOND).unwrap();
+        let acme = linked(&world, "acme").await;
+        world.subscribe(&acme, "pro_monthly").await;
+        world.runs("acme", 4).await;
+        // The next period begins within a minute that is read with this one.
+        world.advance_to("2026-12-01T09:02:30Z").await;
+        world.runs("acme", 8).await;
+        world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropAfterEffect);
+        for _ in 0..3 {
+            world.advance(HOUR).await;
+        }
+        assert_eq!((readings(&world), world.billed(&acme)), (1, "12".to_owned()));
+        assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
     }
 
     async fn a_period_that_is_proven_is_not_asked_about_again(db: TestDb) {
@@ -464,6 +480,34 @@ both_databases! {
         world.advance(HOUR).await;
         assert_eq!((outbox(&world, "a-gone").await, world.billed(&fine)), (vec!["parked 2".to_owned()], "3".into()));
         assert!(reason(&world, "a-gone").await.contains("No such customer"));
+    }
+}
+
+both_databases! {
+    async fn a_reading_that_fails_costs_the_others_nothing_and_three_in_a_row_an_hour(db: TestDb) {
+        let world = World::start(&db).await;
+        let customers = ["a", "b", "c", "d", "e"];
+        for customer in customers {
+            linked(&world, customer).await;
+            world.runs(customer, 2).await;
+        }
+        world.advance(5 * MINUTE).await;
+        world.clock.advance(31 * DAY).unwrap();
+        let failing = "/v1/billing/meters/";
+        world.sim.fail_next(failing, 1, FaultKind::RateLimited);
+        let told = Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!((told.done, told.note.unwrap().as_str()), (4, "1 sums of usage need someone to look"));
+        world.clock.advance(DAY).unwrap();
+        let told = Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!((told.done, told.note), (1, None));
+
+        rows(&db.url, "UPDATE usage_counters SET proven_at_ms = NULL, compared_at_ms = NULL").await;
+        world.sim.fail_next(failing, 3, FaultKind::RateLimited);
+        let told = Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(told.done, 0);
+        assert!(told.note.unwrap().ends_with("Stripe's sums cannot be read now"));
+        let told = Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(told.done, 3, "the two that were tried wait for a day");
     }
 }
 

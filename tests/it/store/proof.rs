@@ -2,7 +2,7 @@
 
 use tollgate::domain::proof::{Metered, Place, Reported};
 use tollgate::store::doubts::{Expiring, Shown};
-use tollgate::store::proof::{Delivered, PeriodKey, Unproven};
+use tollgate::store::proof::{Others, PeriodKey, Unproven};
 
 use super::*;
 
@@ -73,10 +73,10 @@ both_databases! {
         let span = now()..november().end;
         let others = async |series| {
             let of = PeriodKey { series, ..period() };
-            store.delivered_by_others(&place(), &span, now(), &of).await.unwrap()
+            store.sent_by_others(&place(), &span, now(), &of).await.unwrap()
         };
-        assert_eq!(others(0).await, Delivered::default());
-        assert_eq!(others(1).await, Delivered { units: 3, fresh: 0 });
+        assert_eq!(others(0).await, Others::default());
+        assert_eq!(others(1).await, Others { delivered: 3, fresh: 0, unanswered: 6 });
     }
 
     async fn a_period_is_compared_until_it_is_proven(db: TestDb) {
