@@ -126,7 +126,8 @@ impl Store {
 
 impl Tx {
     /// Parks the meter event that Stripe says came to nothing after it had been received, by its
-    /// identifier or by the idempotency key it was sent under; answers it if that is new.
+    /// identifier or by any idempotency key it was sent under, all of which begin with that; answers
+    /// it if that is new.
     pub async fn reject_meter_event(
         &mut self,
         request: &str,
@@ -137,10 +138,10 @@ impl Tx {
         let row = sqlx::query(
             "UPDATE meter_events SET state = 'parked', rejected_code = $2, detail = $3, \
              settled_at_ms = $4, next_attempt_at_ms = $4, suspected_at_ms = NULL \
-             WHERE (identifier = $1 OR idempotency_key = $1) AND first_sent_at_ms IS NOT NULL \
-             AND rejected_code IS NULL AND state <> 'replaced' RETURNING *",
+             WHERE identifier = $1 AND first_sent_at_ms IS NOT NULL AND rejected_code IS NULL \
+             AND state <> 'replaced' RETURNING *",
         )
-        .bind(request)
+        .bind(request.split_once("-send").map_or(request, |(identifier, _)| identifier))
         .bind(code)
         .bind(reason)
         .bind(now)

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::proof::{GIVE_UP_AFTER, Sums, Unreadable, freeze, is_stripes};
-use super::usage::IN_DOUBT_AFTER;
+use super::usage::{IN_DOUBT_AFTER, in_doubt};
 use super::{Mode, SyncError};
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -196,9 +196,8 @@ fn part_of(row: &Row, asked: &Row, now: Timestamp) -> Part {
 
 /// Whether only Stripe's sum can tell if a meter event was counted.
 fn is_doubtful(row: &Row, now: Timestamp) -> bool {
-    let unanswered = row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER);
     match row.state.as_str() {
-        "parked" => unanswered && row.rejected_code.is_none(),
+        "parked" => in_doubt(row, now) && row.rejected_code.is_none(),
         "delivered" => row.suspected_at.is_some(),
         _ => false,
     }

@@ -222,6 +222,7 @@ async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreE
     }
 }
 
+/// Whether Stripe may have counted a meter event and not know its identifier any more.
 pub(super) fn in_doubt(row: &Row, now: Timestamp) -> bool {
     row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
 }

@@ -199,7 +199,7 @@ both_databases! {
         };
         let archived = |identifier| Some(format!("{identifier} parked Some(\"archived_meter\")"));
         assert_eq!(reject("tg_0").await, archived("tg_0"));
-        assert_eq!(reject("tg_2-send").await, archived("tg_2"));
+        assert_eq!(reject("tg_2-send-4").await, archived("tg_2"));
         assert_eq!(reject("tg_0").await, None, "it is known");
         assert_eq!(reject("tg_3").await, None, "it was never sent");
         assert_eq!(reject("somebody else's").await, None);
