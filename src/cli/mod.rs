@@ -2,6 +2,7 @@
 
 mod doctor;
 mod keys;
+mod prove;
 mod recount;
 mod report;
 pub mod sandbox;
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Rebuild every counter from its events and say what differs; exit 1 if anything does.
     Recount(recount::Options),
+    /// Hold what was used in every closed period against Stripe's sums; exit 1 if any differs.
+    Prove(prove::Options),
     /// Check configuration, database, plans, Stripe, mail and templates.
     Doctor {
         /// Answer in JSON.
@@ -68,6 +71,7 @@ pub async fn run(cli: Cli) -> ExitCode {
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
                 Command::Recount(options) => recount::run(&config, &options).await,
+                Command::Prove(options) => prove::run(&config, &options).await,
                 Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {
                     unreachable!("handled above")
                 }

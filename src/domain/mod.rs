@@ -7,6 +7,7 @@ pub mod plan;
 pub mod period;
 pub mod usage;
 pub mod recount;
+pub mod proof;
 pub mod credit;
 pub mod quota;
 pub mod cost;

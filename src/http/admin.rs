@@ -48,6 +48,11 @@ pub async fn sync(
 
 fn not_synced(id: &CustomerId, error: SyncError) -> ApiError {
     tracing::warn!(customer_id = %id, %error, "support's sync did not come through");
+    sync_failed(error)
+}
+
+/// Why nothing came of asking Stripe, in the API's words.
+pub(super) fn sync_failed(error: SyncError) -> ApiError {
     match error {
         SyncError::UnknownCustomer => unknown_customer(),
         SyncError::Busy => ApiError::unavailable("busy", error.to_string()),
@@ -149,7 +154,7 @@ pub async fn inbox(
     params(
         ("customer_id" = Option<String>, Query, max_length = 128, pattern = "^[ -~]*$",
             description = "Only this customer's; everybody's, if empty"),
-        ("state" = Option<String>, Query, pattern = "^(pending|delivered|parked)?$",
+        ("state" = Option<String>, Query, pattern = "^(pending|delivered|parked|replaced)?$",
             description = "Only those in this state; all, if empty"),
     ),
     responses((status = 200, description = "The meter events", body = Rows<MeterEvent>)))]
@@ -157,7 +162,7 @@ pub async fn outbox(
     State(daemon): State<Daemon>,
     query: Pairs,
 ) -> Result<Json<Rows<MeterEvent>>, ApiError> {
-    let wanted = Wanted::parse(query, &["pending", "delivered", "parked"])?;
+    let wanted = Wanted::parse(query, &["pending", "delivered", "parked", "replaced"])?;
     let store = &daemon.app.store;
     Ok(list(store.list_meter_events(wanted.customer_id(), wanted.state, ROWS).await?))
 }

@@ -10,6 +10,7 @@ use crate::store::StoreError;
 use crate::store::inbox::{EventOutcome, StoredEvent};
 use crate::stripe::event::{concerns_tier, parse};
 use crate::sync::link::{LINKED, LinkError, link_from_stripe};
+use crate::sync::rejections::{self, concerns_meter_events};
 use crate::sync::{SyncError, sync_tier};
 
 /// How many events one step takes.
@@ -98,6 +99,9 @@ async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErro
     if event.event_type == LINKED {
         let id = named.and_then(|id| id.parse().ok());
         return Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer));
+    }
+    if concerns_meter_events(&event.event_type) {
+        return rejections::apply(app, event).await.map(Concerned::Settled);
     }
     if !concerns_tier(&event.event_type) {
         return Ok(Concerned::Settled(EventOutcome::Ignored));

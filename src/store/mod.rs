@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod customers;
+pub mod doubts;
 pub mod events;
 pub mod history;
 pub mod inbox;
@@ -16,6 +17,7 @@ pub mod notices;
 pub mod outbox;
 pub mod periods;
 pub mod plans;
+pub mod proof;
 pub mod quotas;
 pub mod recount;
 pub mod reports;
@@ -51,6 +53,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
     (3, "keep", include_str!("../../migrations/0003_keep.sql")),
+    (5, "proof", include_str!("../../migrations/0005_proof.sql")),
     (8, "periods", include_str!("../../migrations/0008_periods.sql")),
 ];
 

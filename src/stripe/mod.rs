@@ -8,9 +8,11 @@
 
 mod error;
 pub mod event;
+mod failures;
 mod meter;
 mod objects;
 pub mod signature;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod transport;
@@ -21,7 +23,9 @@ use crate::clock::Clock;
 use crate::entropy::Entropy;
 
 pub use error::{StripeError, StripeErrorKind};
+pub use failures::{Failure, MeterFailures};
 pub use meter::{MeterEvent, MeterOutcome};
+pub use sums::{Meter, Sum};
 pub use transport::SetupError;
 
 use transport::{Patience, Transport};
@@ -100,5 +104,8 @@ mod tests {
             timestamp: Timestamp::from_seconds(1_800_000_000),
         };
         check(stripe.send_meter_event(&event));
+        check(stripe.meters());
+        check(stripe.units("mtr_1", "cus_1", event.timestamp..event.timestamp));
+        check(stripe.meter_failures("evt_1"));
     }
 }

@@ -129,7 +129,7 @@ where
 
 /// An id goes into the path as it is, so it must not be able to change the path. Stripe's own are
 /// letters, digits and underscores; old accounts chose theirs freely, mail addresses included.
-fn path_segment<'a>(id: &'a str, what: &'static str) -> Result<&'a str, StripeError> {
+pub(super) fn path_segment<'a>(id: &'a str, what: &'static str) -> Result<&'a str, StripeError> {
     let harmless = |b: u8| b.is_ascii_alphanumeric() || b"_-.@+".contains(&b);
     if id.is_empty() || id.len() > 255 || !id.bytes().all(harmless) || id.starts_with('.') {
         return Err(StripeError::unsendable(what));
@@ -137,7 +137,7 @@ fn path_segment<'a>(id: &'a str, what: &'static str) -> Result<&'a str, StripeEr
     Ok(id)
 }
 
-fn unless_missing<T>(found: Result<T, StripeError>) -> Result<Option<T>, StripeError> {
+pub(super) fn unless_missing<T>(found: Result<T, StripeError>) -> Result<Option<T>, StripeError> {
     match found {
         Err(error) if error.is_missing() => Ok(None),
         found => found.map(Some),

@@ -16,8 +16,10 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use stripe_client_core::{
-    CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeMethod, VERSION,
+    CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeClientErr as _,
+    StripeMethod, VERSION,
 };
 
 use super::error::StripeError;
@@ -170,8 +172,43 @@ impl Transport {
         answer
     }
 
+    /// Sends a request until it is settled, a read up to three times.
+    async fn converse(
+        &self,
+        request: &RequestBuilder,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Bytes, StripeError> {
+        let attempts = if matches!(request.method, StripeMethod::Get) { READ_ATTEMPTS } else { 1 };
+        let mut pause = self.first_pause;
+        for _ in 1..attempts {
+            let answer = self.exchange(request, key).await;
+            if !worth_another_attempt(&answer) {
+                return settle(answer);
+            }
+            // Machine time, not the clock's: it lets Stripe recover within this one call, and a
+            // clock that stands still must not leave a call hanging.
+            tokio::time::sleep(self.entropy.jitter(pause)).await;
+            pause *= 2;
+        }
+        settle(self.exchange(request, key).await)
+    }
+
+    /// Reads what async-stripe has no types for, or whose numbers its types would round.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked, refuses to answer, or its answer has another shape.
+    pub async fn read<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<T, StripeError> {
+        let body = self.converse(&request, None).await?;
+        serde_json::from_slice(&body).map_err(StripeError::deserialize_err)
+    }
+
+    /// Paths are those of API v1, as async-stripe writes them, unless they say otherwise.
     fn url(&self, request: &RequestBuilder) -> Result<Url, StripeError> {
-        let mut url = Url::parse(&format!("{}/v1{}", self.base, request.path))
+        let version = if request.path.starts_with("/v2/") { "" } else { "/v1" };
+        let mut url = Url::parse(&format!("{}{version}{}", self.base, request.path))
             .map_err(|_| StripeError::unsendable("address"))?;
         url.set_query(request.query.as_deref().filter(|query| !query.is_empty()));
         Ok(url)
@@ -184,19 +221,7 @@ impl StripeClient for Transport {
     async fn execute(&self, request: CustomizedStripeRequest) -> Result<Bytes, StripeError> {
         let (request, options) = request.into_pieces();
         let key = options.request_strategy.and_then(|strategy| strategy.get_key());
-        let attempts = if matches!(request.method, StripeMethod::Get) { READ_ATTEMPTS } else { 1 };
-        let mut pause = self.first_pause;
-        for _ in 1..attempts {
-            let answer = self.exchange(&request, key.as_ref()).await;
-            if !worth_another_attempt(&answer) {
-                return settle(answer);
-            }
-            // Machine time, not the clock's: it lets Stripe recover within this one call, and a
-            // clock that stands still must not leave a call hanging.
-            tokio::time::sleep(self.entropy.jitter(pause)).await;
-            pause *= 2;
-        }
-        settle(self.exchange(&request, key.as_ref()).await)
+        self.converse(&request, key.as_ref()).await
     }
 }
 

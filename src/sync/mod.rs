@@ -5,7 +5,12 @@
 //! transaction writes it, together with the notice of an upgrade. A lease keeps two workers off
 //! one customer, and the row's revision refuses a write that was decided on an older state.
 
+mod doubts;
 pub mod link;
+pub mod proof;
+pub mod reconcile;
+pub mod rejections;
+pub mod replay;
 pub mod usage;
 pub mod period_end;
 
@@ -40,6 +45,9 @@ pub enum Mode {
     Apply,
     DryRun,
 }
+
+/// What is done about a difference that a sync must not touch.
+pub(super) const NOTHING: &str = "none: someone has to look";
 
 /// What a sync found, in the contract's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -140,7 +148,7 @@ impl SyncReport {
         Self {
             customer_id: id.clone(),
             dry_run: mode == Mode::DryRun,
-            changed: mode == Mode::Apply && !differences.is_empty(),
+            changed: mode == Mode::Apply && differences.iter().any(|d| d.action != NOTHING),
             differences,
         }
     }

@@ -3,6 +3,7 @@
 
 mod migration;
 mod particular;
+mod proof;
 mod keep;
 mod periods;
 mod replicas;
