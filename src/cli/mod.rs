@@ -3,6 +3,7 @@
 mod account;
 mod doctor;
 mod keys;
+mod prove;
 mod provision;
 mod push;
 mod recount;
@@ -50,6 +51,8 @@ enum Command {
     Sync(sync::Options),
     /// Rebuild every counter from its events and say what differs; exit 1 if anything does.
     Recount(recount::Options),
+    /// Hold what was used in every closed period against Stripe's sums; exit 1 if any differs.
+    Prove(prove::Options),
     /// Make the Stripe account hold what the plans file needs.
     Stripe {
         #[command(subcommand)]
@@ -79,6 +82,7 @@ pub async fn run(cli: Cli) -> ExitCode {
                 Command::Migrate => migrate(&config).await,
                 Command::Keys { command } => keys::run(&config, command).await,
                 Command::Recount(options) => recount::run(&config, &options).await,
+                Command::Prove(options) => prove::run(&config, &options).await,
                 Command::Sync(options) => sync::run(&config, &options).await,
                 Command::Stripe { command } => push::run(&config, command).await,
                 Command::Sandbox(_) | Command::Doctor { .. } | Command::Report { .. } => {

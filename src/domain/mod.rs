@@ -8,6 +8,7 @@ pub mod provision;
 pub mod period;
 pub mod usage;
 pub mod recount;
+pub mod proof;
 pub mod credit;
 pub mod quota;
 pub mod cost;

@@ -47,7 +47,7 @@ pub async fn sync(
     fields.finish()?;
     let report = sync_customer(&daemon.app, &id, mode).await.map_err(|error| {
         tracing::warn!(customer_id = %id, %error, "support's sync did not come through");
-        not_synced(error)
+        sync_failed(error)
     })?;
     Ok(Json(report))
 }
@@ -69,7 +69,7 @@ pub async fn sync_all(
     let after = fields.id::<CustomerId>("after")?;
     fields.finish()?;
     let page = sync_page(&daemon.app, mode, after.as_ref(), SYNCED_AT_ONCE).await;
-    Ok(Json(page.map_err(not_synced)?))
+    Ok(Json(page.map_err(sync_failed)?))
 }
 
 fn mode(fields: &mut Fields) -> Result<Mode, ApiError> {
@@ -77,7 +77,8 @@ fn mode(fields: &mut Fields) -> Result<Mode, ApiError> {
     Ok(said.unwrap_or(Mode::Apply))
 }
 
-fn not_synced(error: SyncError) -> ApiError {
+/// Why nothing came of asking Stripe, in the API's words.
+pub(super) fn sync_failed(error: SyncError) -> ApiError {
     match error {
         SyncError::UnknownCustomer => unknown_customer(),
         SyncError::Busy => ApiError::unavailable("busy", error.to_string()),
@@ -215,7 +216,7 @@ fn is_event_id(text: &str) -> bool {
     params(
         ("customer_id" = Option<String>, Query, max_length = 128, pattern = "^[ -~]*$",
             description = "Only this customer's; everybody's, if empty"),
-        ("state" = Option<String>, Query, pattern = "^(pending|delivered|parked)?$",
+        ("state" = Option<String>, Query, pattern = "^(pending|delivered|parked|replaced)?$",
             description = "Only those in this state; all, if empty"),
     ),
     responses((status = 200, description = "The meter events", body = Rows<MeterEvent>)))]
@@ -223,7 +224,7 @@ pub async fn outbox(
     State(daemon): State<Daemon>,
     query: Pairs,
 ) -> Result<Json<Rows<MeterEvent>>, ApiError> {
-    let wanted = Wanted::parse(query, &["pending", "delivered", "parked"])?;
+    let wanted = Wanted::parse(query, &["pending", "delivered", "parked", "replaced"])?;
     let store = &daemon.app.store;
     Ok(list(store.list_meter_events(wanted.customer_id(), wanted.state, ROWS).await?))
 }

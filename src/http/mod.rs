@@ -11,6 +11,7 @@ pub mod error;
 pub mod json;
 pub mod openapi;
 pub mod ops;
+pub mod outbox;
 pub mod pages;
 pub mod quotas;
 pub mod report;
@@ -102,6 +103,7 @@ fn support() -> OpenApiRouter<Daemon> {
         .routes(routes!(admin::inbox))
         .routes(routes!(admin::replay_event))
         .routes(routes!(admin::outbox))
+        .routes(routes!(outbox::replay))
         .routes(routes!(admin::jobs))
         .routes(routes!(report::pricing))
         .routes(routes!(report::pricing_page));

@@ -149,8 +149,7 @@ async fn flush_periods(app: &App) -> anyhow::Result<Progress> {
 
 async fn drain_periods(app: &App) -> anyhow::Result<Progress> {
     let sent = period_end::drain(app).await?;
-    let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
-    Ok(Progress { done: sent.delivered, more, note: None })
+    Ok(Progress { done: sent.delivered, more: sent.more, note: None })
 }
 
 async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
@@ -160,14 +159,15 @@ async fn push_meter_events(app: &App) -> anyhow::Result<Progress> {
             ..Progress::default()
         });
     }
-    // Closing has the same times and may be another replica's: what closes now goes out now.
-    windows::close_due(app).await?;
+    // Closing has the same times and may be another replica's: what closes now goes out now. A
+    // window that cannot be closed keeps nothing else here.
+    let closed = windows::close_due(app).await;
     let sent = usage::send_due(app).await?;
-    let more = !sent.paused && i64::try_from(sent.tried).is_ok_and(|tried| tried >= usage::AT_ONCE);
+    closed?;
     let note = match (sent.paused, sent.parked) {
         (true, _) => Some("paused: Stripe refuses our key or does not take usage now".to_owned()),
         (false, 0) => None,
         (false, parked) => Some(format!("{parked} parked")),
     };
-    Ok(Progress { done: sent.delivered, more, note })
+    Ok(Progress { done: sent.delivered, more: sent.more, note })
 }

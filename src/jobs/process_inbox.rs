@@ -9,8 +9,9 @@ use crate::domain::ids::CustomerId;
 use crate::store::StoreError;
 use crate::store::inbox::{EventOutcome, StoredEvent};
 use crate::stripe::Whose;
-use crate::stripe::event::{concerns_tier, parse};
+use crate::stripe::event::{concerns_meter_events, concerns_tier, parse};
 use crate::sync::link::{LINKED, LinkError, link_from_stripe};
+use crate::sync::rejections;
 use crate::sync::{SyncError, Trouble, sync_tier};
 
 /// How many events one step takes.
@@ -96,6 +97,9 @@ async fn concerned(app: &App, event: &StoredEvent) -> Result<Concerned, SyncErro
             Ok(id.map_or_else(|| parked("it names no customer"), Concerned::Customer))
         }
         tells_of_tier if concerns_tier(tells_of_tier) => whose_tier(app, event).await,
+        tells_of_usage if concerns_meter_events(tells_of_usage) => {
+            rejections::apply(app, event).await.map(Concerned::Settled)
+        }
         _ => Ok(Concerned::Settled(EventOutcome::Ignored)),
     }
 }

@@ -1,16 +1,31 @@
-//! Finds what was missed: tiers that changed without a webhook having told so.
+//! Finds what was missed: tiers that changed without a webhook having told so, and usage that is
+//! not at Stripe as it was sent.
 
 use super::Progress;
 use crate::app::App;
 use crate::sync::looks::{Looked, look_after_tiers};
+use crate::sync::reconcile::{self, Reconciled};
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
+    let expiring = reconcile::warn_of_expiring(app).await?;
+    let expiring = (expiring > 0)
+        .then(|| format!("{expiring} units of usage are over 30 days old and not at Stripe"));
     if app.stripe.is_none() {
-        return Ok(Progress {
-            note: Some("no Stripe key is configured".to_owned()),
-            ..Progress::default()
-        });
+        let note = Some("no Stripe key is configured".to_owned());
+        return Ok(Progress { note: joined([note, expiring]), ..Progress::default() });
     }
     let Looked { done, more, note } = look_after_tiers(app).await?;
-    Ok(Progress { done, more, note })
+    let Reconciled { settled, proven, differing, stopped } = reconcile::usage(app).await?;
+    let note = joined([
+        note,
+        (differing > 0).then(|| format!("{differing} sums of usage need someone to look")),
+        stopped.then(|| "Stripe's sums cannot be read now".to_owned()),
+        expiring,
+    ]);
+    Ok(Progress { done: done + settled + proven, more, note })
+}
+
+fn joined<const N: usize>(notes: [Option<String>; N]) -> Option<String> {
+    let notes: Vec<_> = notes.into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod customers;
+pub mod doubts;
 pub mod events;
 pub mod history;
 pub mod inbox;
@@ -16,6 +17,7 @@ pub mod notices;
 pub mod outbox;
 pub mod periods;
 pub mod plans;
+pub mod proof;
 pub mod quotas;
 pub mod recount;
 pub mod reports;
@@ -53,6 +55,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "gate", include_str!("../../migrations/0002_gate.sql")),
     (3, "keep", include_str!("../../migrations/0003_keep.sql")),
     (4, "inbox", include_str!("../../migrations/0004_inbox.sql")),
+    (5, "proof", include_str!("../../migrations/0005_proof.sql")),
     (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
     (8, "periods", include_str!("../../migrations/0008_periods.sql")),
 ];

@@ -28,7 +28,7 @@ pub struct MeterEvent {
     pub billable_until: Option<Timestamp>,
     /// Whether it reached Stripe after that: its usage may not be billed.
     pub late: bool,
-    /// `pending`, `delivered` or `parked`.
+    /// `pending`, `delivered`, `parked`, or `replaced`: another one sends its units.
     pub state: String,
     pub attempts: i64,
     #[schema(required)]
@@ -38,6 +38,15 @@ pub struct MeterEvent {
     pub settled_at: Option<Timestamp>,
     #[schema(required)]
     pub detail: Option<String>,
+    /// The identifier of the one whose units this one sends anew.
+    #[schema(required)]
+    pub replaces: Option<String>,
+    /// Stripe's word for why it came to nothing after it had been received.
+    #[schema(required)]
+    pub rejected_code: Option<String>,
+    /// When Stripe told of failures without naming them, of which this may be one.
+    #[serde(skip)]
+    pub suspected_at: Option<Timestamp>,
 }
 
 /// A meter event about to be stored.
@@ -63,17 +72,20 @@ pub enum SendOutcome {
 }
 
 impl Store {
-    /// Meter events whose time has come, at most `limit`: those first that Stripe bills for the
-    /// shortest time still, so that the oldest period is sent first.
+    /// Meter events whose time has come, at most `limit`: each customer's first one, then each
+    /// one's second, and so on, so that nobody's backlog stands before everybody else. First are
+    /// those that Stripe bills for the shortest time still, so that the oldest period is sent first.
     pub async fn pending_meter_events(
         &self,
         moment: Timestamp,
         limit: i64,
     ) -> Result<Vec<MeterEvent>> {
         let rows = sqlx::query(
-            "SELECT * FROM meter_events WHERE state = 'pending' AND next_attempt_at_ms <= $1 \
-             ORDER BY COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, identifier \
-             LIMIT $2",
+            "SELECT * FROM (SELECT m.*, ROW_NUMBER() OVER (PARTITION BY customer_id ORDER BY \
+             COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, identifier) AS turn \
+             FROM meter_events AS m WHERE state = 'pending' AND next_attempt_at_ms <= $1) AS due \
+             ORDER BY turn, COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, \
+             identifier LIMIT $2",
         )
         .bind(moment.ms())
         .bind(limit)
@@ -119,13 +131,22 @@ impl Store {
     ) -> Result<i64> {
         let row = sqlx::query(
             "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+             AND rejected_code IS NULL AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
         )
         .bind(customer_id.as_str())
         .bind(in_doubt_before.ms())
         .fetch_one(&self.readers)
         .await?;
         Ok(row.try_get("n")?)
+    }
+
+    /// The meter event of this identifier, if there is one.
+    pub async fn meter_event(&self, identifier: &str) -> Result<Option<MeterEvent>> {
+        let row = sqlx::query("SELECT * FROM meter_events WHERE identifier = $1")
+            .bind(identifier)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(read).transpose()
     }
 
     /// A customer's meter events, or all, in one state or any; the newest first.
@@ -176,12 +197,15 @@ impl Tx {
         Ok(())
     }
 
-    /// Notes that a send is about to begin, before it does; answers whether the event still waits.
+    /// Notes that a send is about to begin, before it does; answers whether the event still waits
+    /// and its customer's usage may be sent.
     pub async fn begin_send(&mut self, identifier: &str) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE meter_events SET attempts = attempts + 1, \
-             first_sent_at_ms = COALESCE(first_sent_at_ms, $2) WHERE identifier = $1 AND state = 'pending'",
+             first_sent_at_ms = COALESCE(first_sent_at_ms, $2) WHERE identifier = $1 AND state = 'pending' \
+             AND NOT EXISTS (SELECT 1 FROM sending_freezes AS f \
+             WHERE f.customer_id = meter_events.customer_id)",
         )
         .bind(identifier)
         .bind(now)
@@ -244,8 +268,9 @@ impl Tx {
     }
 
     /// Makes a customer's parked meter events pending again, except those that must not be sent
-    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten.
-    /// Each gets another idempotency key, because under the old one Stripe would refuse it again.
+    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten,
+    /// and what Stripe rejected after receiving it is still known to it by its identifier. Each
+    /// gets another idempotency key, because under the old one Stripe would refuse it again.
     pub async fn unpark_meter_events(
         &mut self,
         customer_id: &CustomerId,
@@ -255,7 +280,7 @@ impl Tx {
         let done = sqlx::query(
             "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL, \
              idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
-             WHERE state = 'parked' AND customer_id = $1 \
+             WHERE state = 'parked' AND customer_id = $1 AND rejected_code IS NULL \
              AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
         )
         .bind(customer_id.as_str())
@@ -289,5 +314,8 @@ pub(super) fn read(row: &AnyRow) -> Result<MeterEvent> {
         created_at: time(row, "created_at_ms")?,
         settled_at,
         detail: row.try_get("detail")?,
+        replaces: row.try_get("replaces")?,
+        rejected_code: row.try_get("rejected_code")?,
+        suspected_at: time_or_none(row, "suspected_at_ms")?,
     })
 }

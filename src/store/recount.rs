@@ -67,7 +67,7 @@ const COUNTERS: &str = "SELECT customer_id, feature_id, series, period_start_ms,
     WHERE customer_id >= $1 AND customer_id <= $2 \
     UNION ALL SELECT customer_id, feature_id, series, period_start_ms, 0, \
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, units FROM meter_events \
-    WHERE customer_id >= $1 AND customer_id <= $2) AS parts \
+    WHERE customer_id >= $1 AND customer_id <= $2 AND state <> 'replaced') AS parts \
     GROUP BY customer_id, feature_id, series, period_start_ms \
     ORDER BY customer_id, feature_id, series, period_start_ms";
 

@@ -22,12 +22,20 @@ pub struct Pruned {
     pub finished: bool,
 }
 
+/// Events that were deleted, and their units.
+struct Gone {
+    events: u64,
+    units: i64,
+    /// Of those, the ones that had gone to a meter; `None` if some do not say.
+    metered: Option<i64>,
+}
+
 /// A counter `c` that nobody can add to and that has no usage on its way to Stripe: its period
 /// ended at `$1` or before, and none of its windows is open, pending or parked.
 const AT_REST: &str = "c.pruned_at_ms IS NULL AND c.period_end_ms <= $1 AND c.open_end_ms IS NULL \
     AND NOT EXISTS (SELECT 1 FROM meter_events AS m WHERE m.customer_id = c.customer_id \
     AND m.feature_id = c.feature_id AND m.series = c.series \
-    AND m.period_start_ms = c.period_start_ms AND m.state <> 'delivered')";
+    AND m.period_start_ms = c.period_start_ms AND m.state IN ('pending', 'parked'))";
 
 /// The rows of one counter among those of a customer that one call goes through.
 const ROWS: &str = "customer_id = $1 AND request_key > $2 AND request_key <= $3";
@@ -84,10 +92,11 @@ impl Tx {
         .await?;
         let to: String = next.try_get("last")?;
         let finished = next.try_get::<i64, _>("n")? < rows;
-        let (deleted, units) = self.delete_unkeyed(key, &from, &to).await?;
+        let gone = self.delete_unkeyed(key, &from, &to).await?;
         let stripped = self.strip_keyed(key, &from, &to).await?;
         sqlx::query(
-            "UPDATE usage_counters SET pruned_units = pruned_units + $5, pruned_through = $6, \
+            "UPDATE usage_counters SET pruned_units = pruned_units + $5, \
+             pruned_metered_units = pruned_metered_units + $8, pruned_through = $6, \
              pruned_at_ms = $7 WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
              AND period_start_ms = $4",
         )
@@ -95,12 +104,13 @@ impl Tx {
         .bind(key.feature_id.as_str())
         .bind(key.series)
         .bind(key.period_start.ms())
-        .bind(units)
+        .bind(gone.units)
         .bind((!finished).then_some(to))
         .bind(finished.then_some(self.now.ms()))
+        .bind(gone.metered)
         .execute(self.connection())
         .await?;
-        Ok(Some(Pruned { deleted, stripped, finished }))
+        Ok(Some(Pruned { deleted: gone.events, stripped, finished }))
     }
 
     /// How far the customer's events have been gone through for a counter that is at rest.
@@ -124,17 +134,13 @@ impl Tx {
         Ok(row.map(|row| row.try_get("v")).transpose()?)
     }
 
-    /// Answers how many events are gone, and their units.
-    async fn delete_unkeyed(
-        &mut self,
-        key: &CounterKey,
-        from: &str,
-        to: &str,
-    ) -> Result<(u64, i64)> {
+    async fn delete_unkeyed(&mut self, key: &CounterKey, from: &str, to: &str) -> Result<Gone> {
         let which = format!("{ROWS} AND {OF_COUNTER} AND NOT {IS_KEYED}");
         let sum = format!(
-            "SELECT CAST(COALESCE(SUM(counted_units), 0) AS BIGINT) AS v FROM usage_events \
-             WHERE {which}"
+            "SELECT CAST(COALESCE(SUM(counted_units), 0) AS BIGINT) AS units, \
+             CAST(COALESCE(SUM(CASE WHEN substr(outcome, 5, 1) = 'm' THEN counted_units ELSE 0 END), \
+             0) AS BIGINT) AS metered, COALESCE(SUM(CASE WHEN substr(outcome, 5, 1) = '?' \
+             AND counted_units > 0 THEN 1 ELSE 0 END), 0) AS unknown FROM usage_events WHERE {which}"
         );
         let bound = |sql: String| {
             sqlx::query(assembled(sql))
@@ -145,10 +151,15 @@ impl Tx {
                 .bind(key.series)
                 .bind(key.period_start.ms())
         };
-        let units = bound(sum).fetch_one(self.connection()).await?.try_get("v")?;
+        let sums = bound(sum).fetch_one(self.connection()).await?;
+        let metered = sums.try_get("metered")?;
         let delete = format!("DELETE FROM usage_events WHERE {which}");
         let deleted = bound(delete).execute(self.connection()).await?.rows_affected();
-        Ok((deleted, units))
+        Ok(Gone {
+            events: deleted,
+            units: sums.try_get("units")?,
+            metered: (sums.try_get::<i64, _>("unknown")? == 0).then_some(metered),
+        })
     }
 
     /// What counted nothing may have no counter that its time could be told by: it goes with the

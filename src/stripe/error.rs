@@ -67,8 +67,9 @@ impl StripeError {
 
     /// Whether Stripe says that what the call names does not exist.
     pub fn is_missing(&self) -> bool {
+        // The one is API v1's word, the other v2's.
         matches!(&self.kind, StripeErrorKind::Refused { code: Some(code), .. }
-            if code == "resource_missing")
+            if code == "resource_missing" || code == "not_found")
     }
 
     /// Reads an answer that is not a success.

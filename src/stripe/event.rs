@@ -161,6 +161,11 @@ pub fn concerns_tier(event_type: &str) -> bool {
     CONCERN_TIER.contains(&event_type.strip_prefix("v1.").unwrap_or(event_type))
 }
 
+/// Whether an event tells of meter events that came to nothing.
+pub fn concerns_meter_events(event_type: &str) -> bool {
+    TELL_OF_METERS.contains(&event_type)
+}
+
 fn required(event: &Value, field: &'static str) -> Result<String, EventError> {
     let text = event[field].as_str().ok_or(EventError::Missing { field })?;
     printable_ascii(text, MAX_TEXT).map_err(|problem| EventError::Invalid { field, problem })?;

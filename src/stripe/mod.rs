@@ -12,11 +12,13 @@ mod checkout;
 mod error;
 pub mod event;
 mod events;
+mod failures;
 mod meter;
 mod objects;
 mod portal;
 mod provision;
 pub mod signature;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod transport;
@@ -30,9 +32,11 @@ pub use change::PlanChange;
 pub use checkout::{CheckoutSession, CheckoutState, NewCheckout};
 pub use error::{StripeError, StripeErrorKind};
 pub use events::{EventPage, Whose};
+pub use failures::{Failure, MeterFailures};
 pub use meter::{MeterEvent, MeterOutcome};
 pub use portal::PortalFlow;
 pub use provision::{Made, Secret, api_version};
+pub use sums::{Meter, Sum};
 pub use transport::SetupError;
 
 use transport::{Patience, Transport};
@@ -114,5 +118,8 @@ mod tests {
             timestamp: Timestamp::from_seconds(1_800_000_000),
         };
         check(stripe.send_meter_event(&event));
+        check(stripe.meters());
+        check(stripe.units("mtr_1", "cus_1", event.timestamp..event.timestamp));
+        check(stripe.meter_failures("evt_1"));
     }
 }

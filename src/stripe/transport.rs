@@ -16,8 +16,10 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use stripe_client_core::{
-    CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeMethod, VERSION,
+    CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeClientErr as _,
+    StripeMethod, VERSION,
 };
 
 use super::error::StripeError;
@@ -201,13 +203,27 @@ impl Transport {
         self.exchange(request).await
     }
 
-    /// A request as async-stripe builds it: to version 1, its body a form.
+    /// Reads what async-stripe has no types for, or whose numbers its types would round.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked, refuses to answer, or its answer has another shape.
+    pub async fn read<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<T, StripeError> {
+        let body = settle(self.attempt(&self.outgoing(request, None)?, READ_ATTEMPTS).await)?;
+        serde_json::from_slice(&body).map_err(StripeError::deserialize_err)
+    }
+
+    /// A request as async-stripe builds it: its body a form, its path one of version 1 unless it
+    /// says otherwise.
     fn outgoing(
         &self,
         request: RequestBuilder,
         key: Option<IdempotencyKey>,
     ) -> Result<Outgoing, StripeError> {
-        let mut url = self.url(&format!("/v1{}", request.path))?;
+        let version = if request.path.starts_with("/v2/") { "" } else { "/v1" };
+        let mut url = self.url(&format!("{version}{}", request.path))?;
         url.set_query(request.query.as_deref().filter(|query| !query.is_empty()));
         Ok(Outgoing {
             method: method(request.method),

@@ -6,10 +6,15 @@
 //! one customer, and the row's revision refuses a write that was decided on an older state.
 
 pub mod all;
+mod doubts;
 pub mod link;
 pub mod looks;
 pub mod missed;
 pub mod period_end;
+pub mod proof;
+pub mod reconcile;
+pub mod rejections;
+pub mod replay;
 pub mod upgrade;
 pub mod usage;
 
@@ -46,6 +51,9 @@ pub enum Mode {
     Apply,
     DryRun,
 }
+
+/// What is done about a difference that a sync must not touch.
+pub(super) const NOTHING: &str = "none: someone has to look";
 
 /// What a sync found, in the contract's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -182,7 +190,8 @@ impl SyncReport {
     /// The report with more that was not as Stripe says.
     fn with(mut self, found: impl IntoIterator<Item = Difference>) -> Self {
         self.differences.extend(found);
-        self.changed = !self.dry_run && !self.differences.is_empty();
+        let acted = self.differences.iter().any(|found| found.action != NOTHING);
+        self.changed = !self.dry_run && acted;
         self
     }
 }

@@ -25,7 +25,7 @@ pub async fn flush(app: &App) -> Result<usize, StoreError> {
     let ending = app.store.customers_to_flush(after, until, AT_ONCE).await?;
     for id in &ending {
         windows::flush(app, id).await?;
-        send_round(app, app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
+        send_round(app, &app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
     }
     Ok(ending.len())
 }
@@ -34,7 +34,7 @@ pub async fn flush(app: &App) -> Result<usize, StoreError> {
 /// rarely the schedule would.
 pub async fn drain(app: &App) -> Result<Sent, StoreError> {
     let sent =
-        send_round(app, app.store.due_meter_events_of_closed_periods(AT_ONCE).await?).await?;
+        send_round(app, &app.store.due_meter_events_of_closed_periods(AT_ONCE).await?).await?;
     watch(app).await?;
     Ok(sent)
 }

@@ -1,8 +1,9 @@
 //! Usage on its way to Stripe: sending what is in the outbox, and judging the answers.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Difference, Mode};
+use super::{Difference, Mode, SyncError, reconcile};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
@@ -20,13 +21,18 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// How many meter events one call sends; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 200;
 
-/// Puts back a customer's parked usage, closes and sends all that is due whatever its next attempt
-/// was to be, and answers what came of it; [`Mode::DryRun`] answers what there is to do.
+/// Compares a customer's usage with Stripe's sums and settles what is in doubt, puts back what is
+/// parked, closes and sends all that is due whatever its next attempt was to be, and answers what
+/// came of it; [`Mode::DryRun`] answers what there is to do.
 pub(super) async fn sync_usage(
     app: &App,
     id: &CustomerId,
     mode: Mode,
-) -> Result<Vec<Difference>, StoreError> {
+) -> Result<Vec<Difference>, SyncError> {
+    if mode == Mode::Apply {
+        windows::close_due_of(app, id).await?;
+    }
+    let mut differences = reconcile::customer(app, id, mode).await?;
     let in_doubt_before = app.clock.now().minus(IN_DOUBT_AFTER);
     let (put_back, units) = match mode {
         Mode::DryRun => {
@@ -35,7 +41,6 @@ pub(super) async fn sync_usage(
             (app.store.parked_meter_events_of(id, in_doubt_before).await?, waiting + to_close)
         }
         Mode::Apply => {
-            windows::close_due_of(app, id).await?;
             let parked_before = app.store.parked_meter_events_of(id, in_doubt_before).await?;
             let mut tx = app.store.begin().await?;
             tx.unpark_meter_events(id, in_doubt_before).await?;
@@ -49,9 +54,14 @@ pub(super) async fn sync_usage(
     let difference = |what, count: i64, local: String, action| {
         (count > 0).then_some(Difference { what, local: Some(local), stripe: None, action })
     };
-    let put_back = difference("parked meter events", put_back, put_back.to_string(), "put back");
-    let sent = difference("usage", units, format!("{units} units waiting"), "sent");
-    Ok(put_back.into_iter().chain(sent).collect())
+    differences.extend(difference(
+        "parked meter events",
+        put_back,
+        put_back.to_string(),
+        "put back",
+    ));
+    differences.extend(difference("usage", units, format!("{units} units waiting"), "sent"));
+    Ok(differences)
 }
 
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
@@ -69,49 +79,64 @@ pub(super) async fn send_all_of(app: &App, id: &CustomerId) -> Result<i64, Store
     Ok(delivered)
 }
 
-/// This many sends in a row that have to wait mean that Stripe is at fault, not they.
+/// When this many customers in a row have to wait, Stripe is at fault, not they.
 const GIVE_UP_AFTER: u32 = 5;
 
 /// What came of a round of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sent {
-    pub tried: usize,
     pub delivered: usize,
     pub parked: usize,
     /// Stripe refuses our key, asks for a slower pace or does not answer: the rest waits.
     pub paused: bool,
+    /// There was more than one round takes, and some of it is settled.
+    pub more: bool,
 }
 
-/// Sends meter events whose time has come. A customer's refusal parks its own event only.
+/// Sends meter events whose time has come. A customer's refusal parks its own event only; one whose
+/// event has to wait waits with all its others for the next round, so that it costs one send.
 pub async fn send_due(app: &App) -> Result<Sent, StoreError> {
-    send_round(app, app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
+    send_round(app, &app.store.pending_meter_events(app.clock.now(), AT_ONCE).await?).await
 }
 
 /// Sends these in order; stops when Stripe is at fault.
-pub(super) async fn send_round(app: &App, rows: Vec<Row>) -> Result<Sent, StoreError> {
+pub(super) async fn send_round(app: &App, due: &[Row]) -> Result<Sent, StoreError> {
     let (mut sent, mut failed_in_a_row) = (Sent::default(), 0);
+    let mut waiting = HashSet::new();
     let Some(stripe) = &app.stripe else { return Ok(sent) };
-    for row in rows {
-        match send(app, stripe, &row).await? {
-            Step::Settled(SendOutcome::Delivered { .. }) => {
+    for row in due {
+        if waiting.contains(&row.customer_id) {
+            continue;
+        }
+        match send(app, stripe, row).await {
+            Ok(Step::Settled(SendOutcome::Delivered { .. })) => {
                 (sent.delivered, failed_in_a_row) = (sent.delivered + 1, 0);
             }
-            Step::Settled(SendOutcome::Parked { .. }) => {
+            Ok(Step::Settled(SendOutcome::Parked { .. })) => {
                 (sent.parked, failed_in_a_row) = (sent.parked + 1, 0);
             }
-            Step::Settled(SendOutcome::TryAgain { .. }) => failed_in_a_row += 1,
-            Step::Paused => {
-                sent.paused = true;
-                break;
+            Ok(Step::Settled(SendOutcome::TryAgain { .. })) => {
+                waiting.insert(&row.customer_id);
+                failed_in_a_row += 1;
             }
-            Step::Gone => continue,
+            Ok(Step::Paused) => failed_in_a_row = GIVE_UP_AFTER,
+            Ok(Step::Gone) => {}
+            Err(error) if error.is_outage() => return Err(error),
+            Err(error) => {
+                tracing::error!(
+                    customer_id = row.customer_id, identifier = row.identifier, %error,
+                    "a meter event could not be sent"
+                );
+                waiting.insert(&row.customer_id);
+            }
         }
-        sent.tried += 1;
-        if failed_in_a_row == GIVE_UP_AFTER {
+        if failed_in_a_row >= GIVE_UP_AFTER {
             sent.paused = true;
             break;
         }
     }
+    let full = i64::try_from(due.len()).is_ok_and(|taken| taken >= AT_ONCE);
+    sent.more = full && !sent.paused && sent.delivered + sent.parked > 0;
     metrics::counter!("tollgate_meter_events_delivered_total").increment(sent.delivered as u64);
     metrics::counter!("tollgate_meter_events_parked_total").increment(sent.parked as u64);
     Ok(sent)
@@ -137,7 +162,7 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
     let ours = tx.begin_send(&row.identifier).await?;
     tx.commit().await?;
     if !ours {
-        return Ok(Step::Gone);
+        return park_if_frozen(app, row).await;
     }
     let answer = stripe
         .send_meter_event(&MeterEvent {
@@ -151,6 +176,15 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
         .await;
     let wait = app.entropy.jitter(backoff(row.attempts).min(patience(row.billable_until, now)));
     conclude(app, row, judge(answer, now, wait)).await
+}
+
+/// Somebody else settled a meter event, unless its customer's sending is frozen.
+async fn park_if_frozen(app: &App, row: &Row) -> Result<Step, StoreError> {
+    let Some(reason) = app.store.frozen_because(&row.customer_id).await? else {
+        return Ok(Step::Gone);
+    };
+    let reason = format!("nothing is sent for this customer until someone has looked: {reason}");
+    conclude(app, row, Verdict::of(SendOutcome::Parked { reason })).await
 }
 
 async fn conclude(app: &App, row: &Row, verdict: Verdict) -> Result<Step, StoreError> {
@@ -197,7 +231,8 @@ fn note_late(row: &Row, outcome: &SendOutcome, now: Timestamp) {
     }
 }
 
-fn in_doubt(row: &Row, now: Timestamp) -> bool {
+/// Whether Stripe may have counted a meter event and not know its identifier any more.
+pub(super) fn in_doubt(row: &Row, now: Timestamp) -> bool {
     row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
 }
 

@@ -4,6 +4,7 @@
 mod inbox;
 mod migration;
 mod particular;
+mod proof;
 mod keep;
 mod periods;
 mod replicas;

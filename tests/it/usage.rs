@@ -392,7 +392,7 @@ both_databases! {
         world.advance(HOUR).await;
         world.admin("POST", "/customers/acme/sync").await.ok();
         world.advance(72 * HOUR).await;
-        assert_eq!(row(&world, "acme").await.state, "parked");
+        assert_eq!(row(&world, "acme").await.state, "delivered", "its sum has it");
         assert_eq!((sends(&world).len(), world.billed(&acme)), (tries, "7".to_owned()));
     }
 

@@ -362,8 +362,8 @@ const LEDGER: &str = "SELECT customer_id, feature_id, period_start_ms, \
      AND r.customer_id = c.customer_id AND r.feature_id = c.feature_id AND r.period_start_ms = c.period_start_ms), \
     (SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) FROM grant_draws AS d \
      WHERE d.customer_id = c.customer_id AND d.feature_id = c.feature_id AND d.period_start_ms = c.period_start_ms), \
-    (SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) FROM meter_events AS m \
-     WHERE m.customer_id = c.customer_id AND m.feature_id = c.feature_id AND m.period_start_ms = c.period_start_ms) \
+    (SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) FROM meter_events AS m WHERE m.state <> 'replaced' \
+     AND m.customer_id = c.customer_id AND m.feature_id = c.feature_id AND m.period_start_ms = c.period_start_ms) \
     + COALESCE(open_units, 0) \
     FROM usage_counters AS c WHERE usage_units + reserved_units > 0";
 

@@ -76,7 +76,13 @@ impl World {
 
     /// The same with other plans.
     pub async fn with_plans(db: &TestDb, plans: &str) -> Self {
-        let clock = Clock::manual(START.parse().expect("START is a time"));
+        Self::with_plans_at(db, plans, START).await
+    }
+
+    /// The same at another moment: commands that run as processes have the machine's clock, and to
+    /// them this must be past.
+    pub async fn with_plans_at(db: &TestDb, plans: &str, start: &str) -> Self {
+        let clock = Clock::manual(start.parse().expect("start is a time"));
         let sim = Simulator::start(SimConfig {
             clock: clock.clone(),
             entropy: Entropy::seeded(7),
