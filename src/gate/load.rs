@@ -6,6 +6,7 @@
 //! come soon after it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::batch::{Batch, counter_key, journalled_key, journalled_own_key};
 use super::books::{Account, Entry};
@@ -88,7 +89,7 @@ impl Batch {
         let known: HashSet<_> = found.iter().map(|customer| customer.id.clone()).collect();
         for id in unknown.iter().filter(|id| !known.contains(*id)) {
             // A request that is going to be refused creates nobody.
-            let asks = |r: &&Request| r.customer_id == *id && r.units(&self.catalog).is_ok();
+            let asks = |r: &&Arc<Request>| r.customer_id == *id && r.units(&self.catalog).is_ok();
             if let Some(profile) = runs().filter(asks).find_map(|r| r.customer_data.clone()) {
                 create_customer(tx, id, profile).await?;
                 created.push(id);

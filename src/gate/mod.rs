@@ -132,6 +132,7 @@ impl Gate {
             return self.word(decided).await;
         }
         outage::catch_up(&self.app, &request).await;
+        let request = Arc::new(request);
         let decision = self.decide(&request).await;
         self.conclude(decision, &request).await
     }
@@ -159,7 +160,7 @@ impl Gate {
         }
     }
 
-    async fn decide(&self, request: &Request) -> Result<Decided, GateError> {
+    async fn decide(&self, request: &Arc<Request>) -> Result<Decided, GateError> {
         if request.intent == Intent::Check && request.key.is_none() {
             match look_to_its_end(&self.app, request).await {
                 // Whoever is not known yet is made known by the writer.
@@ -179,6 +180,7 @@ impl Gate {
         for mut request in requests {
             self.name(&mut request);
             outage::catch_up(&self.app, &request).await;
+            let request = Arc::new(request);
             queued.push((self.enqueue(Ask::Run(request.clone())), request));
         }
         let mut answers = Vec::with_capacity(queued.len());
@@ -226,7 +228,7 @@ impl Gate {
 }
 
 /// A caller that hangs up must not leave a question half-way through the database's answers.
-async fn look_to_its_end(app: &App, request: &Request) -> Result<Decided, GateError> {
+async fn look_to_its_end(app: &App, request: &Arc<Request>) -> Result<Decided, GateError> {
     let (app, request) = (app.clone(), request.clone());
     let looked = tokio::spawn(async move { look(&app, &request).await });
     looked.await.unwrap_or(Err(GateError::Unavailable(None)))
