@@ -121,7 +121,7 @@ impl Statements {
                 KEY_COLUMNS,
                 "usage_events",
                 &selected,
-                Default::default(),
+                ("", ""),
             ),
         }
     }

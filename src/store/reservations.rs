@@ -47,13 +47,7 @@ pub(crate) struct Statements {
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Self {
         Self {
-            wanted: SetStatement::lookup(
-                dialect,
-                ID_COLUMNS,
-                "reservations",
-                "t.*",
-                Default::default(),
-            ),
+            wanted: SetStatement::lookup(dialect, ID_COLUMNS, "reservations", "t.*", ("", "")),
             put: SetStatement::insert(
                 dialect,
                 Insert {

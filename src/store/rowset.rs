@@ -81,8 +81,8 @@ impl SetStatement {
         let after = match dialect {
             // CROSS JOIN makes SQLite start from the few wanted rows, not from the table.
             Dialect::Sqlite => format!("CROSS JOIN {table} AS t WHERE {same}{only}"),
-            // PostgreSQL would read the whole table for each of them as long as it takes it for
-            // small. What is of several rows here names them one by one all the same.
+            // PostgreSQL would go through a table that it takes for a small one, long after it has
+            // grown. What has an OFFSET is looked up row by row.
             Dialect::Postgres => format!(
                 "CROSS JOIN LATERAL (SELECT * FROM {table} AS t WHERE {same}{only} \
                  OFFSET 0{lock}) AS t"

@@ -75,13 +75,7 @@ impl Statements {
                 &prefixed_customers(),
                 (" AND t.deleted_at_ms IS NULL", dialect.lock_rows()),
             ),
-            counters: SetStatement::lookup(
-                dialect,
-                KEY_COLUMNS,
-                "usage_counters",
-                "t.*",
-                Default::default(),
-            ),
+            counters: SetStatement::lookup(dialect, KEY_COLUMNS, "usage_counters", "t.*", ("", "")),
             upsert_counters: SetStatement::insert(dialect, upsert),
             runs: Inserts::new(dialect, events::INSERT, upsert),
         }
