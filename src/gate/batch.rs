@@ -25,38 +25,52 @@ use crate::store::notices::Notice;
 use crate::store::outbox::NewMeterEvent;
 use crate::store::quotas::NewDraw;
 use crate::store::reservations::Reservation;
-use crate::store::usage::CounterKey;
-use crate::store::{StoreError, Tx};
+use crate::store::usage::{CounterKey, PeriodCounter};
+use crate::store::{Line, StoreError, Tx};
 
 /// How often a batch is tried when the database asks for it.
 const ATTEMPTS: u32 = 3;
 
-/// Decides a batch and makes it durable; one result per request, in order.
+/// Decides a batch in a transaction and makes it durable; one result per request, in order.
 pub(super) async fn run(
     app: &App,
+    line: &Line,
     mut books: Books,
     asks: &[Ask],
 ) -> (Books, Vec<Result<Decided, GateError>>) {
-    for attempt in 1..=ATTEMPTS {
-        match try_once(app, &mut books, asks).await {
+    let mut attempt = 1;
+    loop {
+        let error = match try_once(app, line, &mut books, asks).await {
             Ok((now, results)) => {
                 app.outages.ended();
                 outage::remember_all(app, &books, now, &results);
                 books.age();
                 return (books, results);
             }
-            Err(error) => {
-                // What was decided and not written is known nowhere.
-                books.clear();
-                if !error.asks_for_retry() || attempt == ATTEMPTS {
-                    tracing::error!(%error, requests = asks.len(), "the gate cannot count");
-                    return (books, asks.iter().map(|_| Err(refusal(app, &error))).collect());
-                }
-                tracing::warn!(%error, attempt, "the gate's transaction is tried again");
-            }
+            Err(error) => error,
+        };
+        // What was decided and not written is known nowhere.
+        books.clear();
+        if error.is_duplicate() && !books.doubts_keys() {
+            books.doubt_keys();
+            continue;
         }
+        if !error.asks_for_retry() || attempt == ATTEMPTS {
+            return (books, refuse_all(app, &error, asks.len()));
+        }
+        tracing::warn!(%error, attempt, "the gate's transaction is tried again");
+        attempt += 1;
     }
-    unreachable!("the last attempt returns")
+}
+
+/// What everyone is told whose batch could not be written.
+pub(super) fn refuse_all(
+    app: &App,
+    error: &StoreError,
+    requests: usize,
+) -> Vec<Result<Decided, GateError>> {
+    tracing::error!(%error, requests, "the gate cannot count");
+    (0..requests).map(|_| Err(refusal(app, error))).collect()
 }
 
 /// A row that cannot be read is no outage.
@@ -70,49 +84,83 @@ fn refusal(app: &App, error: &StoreError) -> GateError {
 
 async fn try_once(
     app: &App,
+    line: &Line,
     books: &mut Books,
     asks: &[Ask],
 ) -> Result<(Timestamp, Vec<Result<Decided, GateError>>), StoreError> {
-    let mut tx = app.store.begin().await?;
+    let mut tx = app.store.begin_on(line).await?;
     let now = tx.now;
     if books.is_kept() {
         let changed = tx.take_changed();
-        if let Some(changed) = changed.as_ref().filter(|changed| !changed.is_empty()) {
-            app.outages.forget(changed);
-        }
+        outage::forget(app, changed.as_ref());
         books.forget(changed);
     }
-    let mut batch = Batch::load(app, &mut tx, books, asks).await?;
-    let results = asks
-        .iter()
-        .map(|ask| match ask {
-            Ask::Run(request) => batch.run(request),
-            Ask::Settle(settlement) => batch.settle(settlement),
-            Ask::Journalled(event) => batch.journalled(event),
-        })
-        .collect();
-    batch.write(&mut tx).await?;
+    let mut batch = Batch::new(app, books.lend());
+    batch.begin(now);
+    batch.load(&mut tx, asks).await?;
+    let results = asks.iter().map(|ask| batch.decide_on(ask)).collect();
+    batch.close().put(&mut tx).await?;
     tx.commit().await?;
+    *books = batch.books;
     Ok((now, results))
 }
 
 /// What a batch knows and what it is going to write.
-pub(super) struct Batch<'a> {
-    pub app: &'a App,
+pub(super) struct Batch {
+    pub app: App,
     pub now: Timestamp,
     pub plan_version: i64,
     pub catalog: Arc<Catalog>,
-    /// Older plans files whose limits some customers keep.
-    pub older: HashMap<i64, Arc<Catalog>>,
-    pub books: &'a mut Books,
+    pub books: Books,
     pub remembered: HashMap<(CustomerId, String), Remembered>,
     pub reservations: HashMap<ReservationId, Reservation>,
     pub touched: HashSet<CounterKey>,
     pub holds: HashSet<ReservationId>,
-    pub events: Vec<NewEvent>,
-    pub draws: Vec<NewDraw>,
-    pub notices: Vec<Notice>,
-    pub meter_events: Vec<NewMeterEvent>,
+    events: Vec<NewEvent>,
+    draws: Vec<NewDraw>,
+    notices: Vec<Notice>,
+    meter_events: Vec<NewMeterEvent>,
+}
+
+/// What there is to write of a batch.
+pub(super) struct Writes {
+    /// The plans file that all of it was decided under.
+    pub plan_version: i64,
+    events: Vec<NewEvent>,
+    counters: Vec<PeriodCounter>,
+    holds: Vec<Reservation>,
+    draws: Vec<NewDraw>,
+    notices: Vec<Notice>,
+    meter_events: Vec<NewMeterEvent>,
+}
+
+impl Writes {
+    async fn put(&self, tx: &mut Tx) -> Result<(), StoreError> {
+        tx.put_runs(&self.events, &self.counters).await?;
+        tx.put_reservations(&self.holds).await?;
+        tx.put_draws(&self.draws).await?;
+        for notice in &self.notices {
+            tx.insert_notice(notice).await?;
+        }
+        for event in &self.meter_events {
+            tx.insert_meter_event(event).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes all of it as the transaction that `tx` is yet to begin.
+    pub async fn commit(&self, mut tx: Tx) -> Result<(), StoreError> {
+        let only_runs = self.holds.is_empty()
+            && self.draws.is_empty()
+            && self.notices.is_empty()
+            && self.meter_events.is_empty();
+        if only_runs {
+            return tx.commit_runs(&self.events, &self.counters).await;
+        }
+        tx.begin().await?;
+        self.put(&mut tx).await?;
+        tx.commit().await
+    }
 }
 
 /// A customer's counter, and what it may use, at the moment of a decision.
@@ -123,7 +171,78 @@ struct Stand<'c> {
     allowance: Option<Allowance<'c>>,
 }
 
-impl<'a> Batch<'a> {
+impl Batch {
+    pub fn new(app: &App, books: Books) -> Self {
+        let (plan_version, catalog) = app.plans.active();
+        Self {
+            app: app.clone(),
+            now: app.clock.now(),
+            plan_version,
+            catalog,
+            books,
+            remembered: HashMap::new(),
+            reservations: HashMap::new(),
+            touched: HashSet::new(),
+            holds: HashSet::new(),
+            events: Vec::new(),
+            draws: Vec::new(),
+            notices: Vec::new(),
+            meter_events: Vec::new(),
+        }
+    }
+
+    /// What is decided from here on is decided at `now`.
+    pub fn begin(&mut self, now: Timestamp) {
+        self.now = now;
+        (self.plan_version, self.catalog) = self.app.plans.active();
+    }
+
+    /// Takes what there is to write; the books stay, and say how it will be then.
+    pub fn close(&mut self) -> Writes {
+        let books = &self.books;
+        let counter = |key: CounterKey| {
+            let Entry { period_end, counter } = books.get(&key.customer_id)?.entry(&key)?;
+            Some((key.clone(), *period_end, counter.clone()))
+        };
+        let counters = self.touched.drain().filter_map(counter).collect();
+        let reservations = &self.reservations;
+        let holds = self.holds.drain().filter_map(|id| reservations.get(&id)).cloned().collect();
+        self.reservations.clear();
+        self.remembered.clear();
+        Writes {
+            plan_version: self.plan_version,
+            events: std::mem::take(&mut self.events),
+            counters,
+            holds,
+            draws: std::mem::take(&mut self.draws),
+            notices: std::mem::take(&mut self.notices),
+            meter_events: std::mem::take(&mut self.meter_events),
+        }
+    }
+
+    /// Whether the books say all that a request's decision needs; its key is another matter.
+    pub fn knows(&mut self, ask: &Ask) -> bool {
+        let Ask::Run(request) = ask else { return false };
+        if !self.books.recall(&request.customer_id) || request.units(&self.catalog).is_err() {
+            return false;
+        }
+        let now = self.now;
+        let Some(account) = self.books.get_mut(&request.customer_id) else { return false };
+        account.enter_period(now);
+        let key = counter_key(&account.customer, &request.feature_id, account.period_at(now));
+        let terms = account.customer.terms_version;
+        account.entry(&key).is_some()
+            && terms.is_none_or(|version| self.books.terms.contains_key(&version))
+    }
+
+    pub fn decide_on(&mut self, ask: &Ask) -> Result<Decided, GateError> {
+        match ask {
+            Ask::Run(request) => self.run(request),
+            Ask::Settle(settlement) => self.settle(settlement),
+            Ask::Journalled(event) => self.journalled(event),
+        }
+    }
+
     fn run(&mut self, request: &Request) -> Result<Decided, GateError> {
         let event_key = match &request.key {
             None => EventKey::Own(match &request.own_id {
@@ -241,8 +360,9 @@ impl<'a> Batch<'a> {
 
     /// The plans file whose limits hold for a customer.
     pub fn terms<'b>(&'b self, account: &Account) -> &'b Catalog {
-        let older = account.customer.terms_version.and_then(|version| self.older.get(&version));
-        older.unwrap_or(&self.catalog)
+        let kept =
+            account.customer.terms_version.and_then(|version| self.books.terms.get(&version));
+        kept.unwrap_or(&self.catalog)
     }
 
     /// Moves the counter as the facts say, with all that follows: what grants pay, the metering
@@ -259,10 +379,11 @@ impl<'a> Batch<'a> {
         if facts.counted == 0 && held.is_none() && released.is_none() {
             return false;
         }
-        let (now, plan_version, app) = (self.now, self.plan_version, self.app);
-        let (catalog, older) = (&self.catalog, &self.older);
-        let Some(account) = self.books.get_mut(&key.customer_id) else { return false };
-        let terms = account.customer.terms_version.and_then(|version| older.get(&version));
+        let (now, plan_version, app) = (self.now, self.plan_version, &self.app);
+        let Some((account, terms)) = self.books.get_mut_and_terms(&key.customer_id) else {
+            return false;
+        };
+        let catalog = &self.catalog;
         let terms = terms.unwrap_or(catalog);
         let Some(entry) = account.entry(key).cloned() else { return false };
         let Entry { period_end, mut counter } = entry;
@@ -335,30 +456,6 @@ impl<'a> Batch<'a> {
         }
         self.events.push(event);
     }
-
-    async fn write(&self, tx: &mut Tx) -> Result<(), StoreError> {
-        tx.insert_events(&self.events).await?;
-        let counters: Vec<_> = self
-            .touched
-            .iter()
-            .filter_map(|key| {
-                let Entry { period_end, counter } = self.books.get(&key.customer_id)?.entry(key)?;
-                Some((key.clone(), *period_end, counter.clone()))
-            })
-            .collect();
-        tx.put_counters(&counters).await?;
-        let holds: Vec<_> =
-            self.holds.iter().filter_map(|id| self.reservations.get(id)).cloned().collect();
-        tx.put_reservations(&holds).await?;
-        tx.put_draws(&self.draws).await?;
-        for notice in &self.notices {
-            tx.insert_notice(notice).await?;
-        }
-        for event in &self.meter_events {
-            tx.insert_meter_event(event).await?;
-        }
-        Ok(())
-    }
 }
 
 /// Where a customer stands with a feature now.
@@ -369,7 +466,7 @@ fn stand<'c>(
     now: Timestamp,
 ) -> Stand<'c> {
     let tier = &account.customer.tier;
-    let period = tier.cycle.period_at(now);
+    let period = account.period_at(now);
     let key = counter_key(&account.customer, feature_id, period);
     let counter = account.entry(&key).map(|entry| entry.counter.clone()).unwrap_or_default();
     let none = Quotas::default();

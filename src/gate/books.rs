@@ -7,10 +7,13 @@
 //! The rules that decide are the same, and do not know which of the two it is.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::{CustomerId, FeatureId};
+use crate::domain::period::BillingPeriod;
+use crate::domain::plan::Catalog;
 use crate::domain::quota::Quotas;
 use crate::domain::usage::Counter;
 use crate::store::usage::CounterKey;
@@ -19,9 +22,15 @@ use crate::store::usage::CounterKey;
 /// kilobyte, so that both take some 60 MB at most.
 const GENERATION: usize = 30_000;
 
+/// For how many batches keys are looked up first after one has come twice: a caller that asks again
+/// is seldom alone.
+const DOUBT: u32 = 64;
+
 /// One customer, as of the last time anyone wrote it.
 pub(super) struct Account {
     pub customer: Customer,
+    /// The billing period that was last in force.
+    period: Option<BillingPeriod>,
     pub quotas: HashMap<FeatureId, Quotas>,
     counters: Vec<(CounterKey, Entry)>,
 }
@@ -35,7 +44,18 @@ pub(super) struct Entry {
 
 impl Account {
     pub fn new(customer: Customer) -> Self {
-        Self { customer, quotas: HashMap::new(), counters: Vec::new() }
+        Self { customer, period: None, quotas: HashMap::new(), counters: Vec::new() }
+    }
+
+    /// The billing period in force at `now`.
+    pub fn period_at(&self, now: Timestamp) -> BillingPeriod {
+        let still = self.period.filter(|period| period.contains(now));
+        still.unwrap_or_else(|| self.customer.tier.cycle.period_at(now))
+    }
+
+    /// Reckons the period once for all that come in it.
+    pub fn enter_period(&mut self, now: Timestamp) {
+        self.period = Some(self.period_at(now));
     }
 
     pub fn entry(&self, key: &CounterKey) -> Option<&Entry> {
@@ -55,6 +75,10 @@ impl Account {
 pub(super) struct Books {
     /// Whether they are the writer's, who is told what others change.
     kept: bool,
+    /// Plans files whose limits some customers keep, by version.
+    pub terms: HashMap<i64, Arc<Catalog>>,
+    /// How many more batches look their keys up before they decide.
+    doubt: u32,
     young: HashMap<CustomerId, Account>,
     old: HashMap<CustomerId, Account>,
 }
@@ -70,7 +94,28 @@ impl Books {
     }
 
     pub fn clear(&mut self) {
-        *self = Self { kept: self.kept, ..Self::default() };
+        self.lend();
+    }
+
+    /// Takes all there is to know out, for as long as it is being changed.
+    pub fn lend(&mut self) -> Self {
+        let left = Self {
+            kept: self.kept,
+            terms: self.terms.clone(),
+            doubt: self.doubt,
+            ..Self::default()
+        };
+        std::mem::replace(self, left)
+    }
+
+    /// Notes that a key came twice.
+    pub fn doubt_keys(&mut self) {
+        self.doubt = DOUBT;
+    }
+
+    /// Whether a key may well have been answered before.
+    pub fn doubts_keys(&self) -> bool {
+        self.doubt > 0
     }
 
     /// Forgets what others may have changed; everything, if that is not known.
@@ -94,6 +139,11 @@ impl Books {
         self.young.contains_key(id)
     }
 
+    /// The same without recalling it.
+    pub fn find(&self, id: &CustomerId) -> Option<&Account> {
+        self.young.get(id).or_else(|| self.old.get(id))
+    }
+
     pub fn get(&self, id: &CustomerId) -> Option<&Account> {
         self.young.get(id)
     }
@@ -102,12 +152,23 @@ impl Books {
         self.young.get_mut(id)
     }
 
+    /// The account to be changed, and the plans file whose limits its customer keeps, if it does.
+    pub fn get_mut_and_terms(
+        &mut self,
+        id: &CustomerId,
+    ) -> Option<(&mut Account, Option<&Catalog>)> {
+        let account = self.young.get_mut(id)?;
+        let kept = account.customer.terms_version.and_then(|version| self.terms.get(&version));
+        Some((account, kept.map(Arc::as_ref)))
+    }
+
     pub fn insert(&mut self, account: Account) {
         self.young.insert(account.customer.id.clone(), account);
     }
 
     /// Makes room between two batches.
     pub fn age(&mut self) {
+        self.doubt = self.doubt.saturating_sub(1);
         if self.young.len() > GENERATION {
             self.old = std::mem::take(&mut self.young);
         }

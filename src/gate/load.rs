@@ -1,12 +1,16 @@
 //! What a batch has to know before it decides: reservations, customers with their quotas, remembered
 //! answers, counters. Each is one read for the whole batch, of what the books do not have.
+//!
+//! Most keys are new, and one that is not shows when its row is written: it is there already. So
+//! remembered answers are read only by a batch that was thrown back for that, and by those that
+//! come soon after it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::batch::{Batch, counter_key, journalled_key, journalled_own_key};
-use super::books::{Account, Books, Entry};
+use super::books::{Account, Entry};
 use super::request::{Ask, Request};
-use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::customer::{Customer, Profile, Tier};
 use crate::domain::ids::{CustomerId, ReservationId};
@@ -14,39 +18,28 @@ use crate::domain::usage::Counter;
 use crate::store::usage::CounterKey;
 use crate::store::{StoreError, Tx};
 
-impl<'a> Batch<'a> {
-    pub async fn load(
-        app: &'a App,
-        tx: &mut Tx,
-        books: &'a mut Books,
-        asks: &[Ask],
-    ) -> Result<Self, StoreError> {
-        let (plan_version, catalog) = app.plans.active();
-        let mut batch = Self {
-            app,
-            now: tx.now,
-            plan_version,
-            catalog,
-            older: HashMap::new(),
-            books,
-            remembered: HashMap::new(),
-            reservations: HashMap::new(),
-            touched: HashSet::new(),
-            holds: HashSet::new(),
-            events: Vec::new(),
-            draws: Vec::new(),
-            notices: Vec::new(),
-            meter_events: Vec::new(),
-        };
-        batch.load_reservations(tx, asks).await?;
-        let locked = batch.load_customers(tx, asks).await?;
-        if locked && !app.store.is_ours_alone() {
+impl Batch {
+    /// Locks and reads what the books do not say.
+    pub async fn load(&mut self, tx: &mut Tx, asks: &[Ask]) -> Result<(), StoreError> {
+        self.load_reservations(tx, asks).await?;
+        let locked = self.load_customers(tx, asks).await?;
+        if locked && !self.app.store.is_ours_alone() {
             // Now that their customers are locked, nobody else settles them.
-            batch.load_reservations(tx, asks).await?;
+            self.load_reservations(tx, asks).await?;
         }
-        batch.load_remembered(tx, asks).await?;
-        batch.load_counters(tx, asks).await?;
-        Ok(batch)
+        if self.books.doubts_keys() || asks.iter().any(|ask| self.may_be_old(ask)) {
+            self.load_remembered(tx, asks).await?;
+        }
+        self.load_counters(tx, asks).await
+    }
+
+    /// Whether what a request was answered before has to be known, because it will not show by its
+    /// row being there already.
+    fn may_be_old(&self, ask: &Ask) -> bool {
+        match ask {
+            Ask::Run(request) => request.key.is_some() && request.units(&self.catalog).is_err(),
+            Ask::Settle(_) | Ask::Journalled(_) => true,
+        }
     }
 
     async fn load_reservations(&mut self, tx: &mut Tx, asks: &[Ask]) -> Result<(), StoreError> {
@@ -96,7 +89,7 @@ impl<'a> Batch<'a> {
         let known: HashSet<_> = found.iter().map(|customer| customer.id.clone()).collect();
         for id in unknown.iter().filter(|id| !known.contains(*id)) {
             // A request that is going to be refused creates nobody.
-            let asks = |r: &&Request| r.customer_id == *id && r.units(&self.catalog).is_ok();
+            let asks = |r: &&Arc<Request>| r.customer_id == *id && r.units(&self.catalog).is_ok();
             if let Some(profile) = runs().filter(asks).find_map(|r| r.customer_data.clone()) {
                 create_customer(tx, id, profile).await?;
                 created.push(id);
@@ -176,16 +169,16 @@ impl<'a> Batch<'a> {
                 }
             };
             let Some(account) = self.books.get(customer_id) else { continue };
-            let period = account.customer.tier.cycle.period_at(self.now);
+            let period = account.period_at(self.now);
             let key = counter_key(&account.customer, feature_id, period);
             if account.entry(&key).is_none() {
                 wanted.insert(key, period.end);
             }
             if let Some(version) = account.customer.terms_version
-                && !self.older.contains_key(&version)
+                && !self.books.terms.contains_key(&version)
             {
                 let catalog = self.app.plans.version(version, &self.app.store).await?;
-                self.older.insert(version, catalog);
+                self.books.terms.insert(version, catalog);
             }
         }
         for reservation in self.reservations.values() {
@@ -205,7 +198,7 @@ impl<'a> Batch<'a> {
             let now = self.now;
             if let Some(account) = self.books.get_mut(&key.customer_id) {
                 // Stripe may have moved the end of the period in force since it was written.
-                let current = account.customer.tier.cycle.period_at(now);
+                let current = account.period_at(now);
                 let is_current = counter_key(&account.customer, &key.feature_id, current) == key;
                 let period_end = if is_current { current.end } else { period_end };
                 account.put(&key, Entry { period_end, counter });

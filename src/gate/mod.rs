@@ -15,6 +15,7 @@ mod books;
 mod load;
 mod batch;
 mod settle;
+mod writer;
 pub mod expiry;
 pub mod outage;
 pub mod quotas;
@@ -38,10 +39,9 @@ use crate::domain::decision::{Intent, decide};
 use crate::domain::ids::FeatureId;
 use crate::domain::plan::Catalog;
 use crate::domain::quota::Quotas;
-use crate::store::StoreError;
 use crate::store::usage::CounterKey;
+use crate::store::{Line, StoreError};
 use batch::particular;
-use books::Books;
 use request::Ask;
 
 pub use load::create_customer;
@@ -52,10 +52,6 @@ const QUEUE: usize = 4096;
 /// How long a caller waits for its answer. A database that does not answer at all must not hold
 /// everyone for as long as its connection takes to die.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How many a writer takes into one transaction.
-const BATCH: usize = 1024;
-/// Writers on PostgreSQL: enough that one decides while another's commit is on its way to the disk.
-const POSTGRES_WRITERS: usize = 2;
 
 /// Why there is no decision.
 #[derive(Debug, thiserror::Error)]
@@ -96,30 +92,30 @@ type Decided = (Facts, i64);
 
 type Reply = oneshot::Receiver<Result<Decided, GateError>>;
 
+type Replier = oneshot::Sender<Result<Decided, GateError>>;
+
 struct Waiting {
     ask: Ask,
-    reply: oneshot::Sender<Result<Decided, GateError>>,
+    reply: Replier,
 }
 
 /// The way to the gate. Clones lead to the same writers.
 #[derive(Clone)]
 pub struct Gate {
     app: App,
-    queues: Vec<mpsc::Sender<Waiting>>,
+    queues: Arc<[mpsc::Sender<Waiting>]>,
 }
 
 impl Gate {
     /// Starts the writers. They end, having answered everyone, when the last handle is dropped.
     pub fn start(app: App) -> (Self, JoinHandle<()>) {
-        let writers = if app.store.is_ours_alone() { 1 } else { POSTGRES_WRITERS };
         let tasks = TaskTracker::new();
-        let queues = (0..writers)
-            .map(|_| {
-                let (queue, waiting) = mpsc::channel(QUEUE);
-                tasks.spawn(write(app.clone(), waiting));
-                queue
-            })
-            .collect();
+        let start = |line: &Line| {
+            let (queue, waiting) = mpsc::channel(QUEUE);
+            tasks.spawn(writer::write(app.clone(), line.clone(), waiting));
+            queue
+        };
+        let queues = app.store.lines().iter().map(start).collect();
         tasks.close();
         let all = tokio::spawn(async move { tasks.wait().await });
         (Self { app, queues }, all)
@@ -137,6 +133,7 @@ impl Gate {
             return self.word(decided).await;
         }
         outage::catch_up(&self.app, &request).await;
+        let request = Arc::new(request);
         let decision = self.decide(&request).await;
         self.conclude(decision, &request).await
     }
@@ -164,7 +161,7 @@ impl Gate {
         }
     }
 
-    async fn decide(&self, request: &Request) -> Result<Decided, GateError> {
+    async fn decide(&self, request: &Arc<Request>) -> Result<Decided, GateError> {
         if request.intent == Intent::Check && request.key.is_none() {
             match look_to_its_end(&self.app, request).await {
                 // Whoever is not known yet is made known by the writer.
@@ -184,6 +181,7 @@ impl Gate {
         for mut request in requests {
             self.name(&mut request);
             outage::catch_up(&self.app, &request).await;
+            let request = Arc::new(request);
             queued.push((self.enqueue(Ask::Run(request.clone())), request));
         }
         let mut answers = Vec::with_capacity(queued.len());
@@ -231,7 +229,7 @@ impl Gate {
 }
 
 /// A caller that hangs up must not leave a question half-way through the database's answers.
-async fn look_to_its_end(app: &App, request: &Request) -> Result<Decided, GateError> {
+async fn look_to_its_end(app: &App, request: &Arc<Request>) -> Result<Decided, GateError> {
     let (app, request) = (app.clone(), request.clone());
     let looked = tokio::spawn(async move { look(&app, &request).await });
     looked.await.unwrap_or(Err(GateError::Unavailable(None)))
@@ -317,37 +315,4 @@ fn share(ask: &Ask, writers: usize) -> usize {
         Ask::Journalled(event) => event.facts.customer_id.as_str().hash(&mut hasher),
     }
     usize::try_from(hasher.finish() % writers as u64).unwrap_or_default()
-}
-
-fn half(about: usize) -> usize {
-    about.div_ceil(2).clamp(1, BATCH)
-}
-
-/// The writer: one batch after another until nobody can ask any more.
-async fn write(app: App, mut waiting: mpsc::Receiver<Waiting>) {
-    let app = Arc::new(app);
-    let mut books = Books::kept();
-    let mut taken = Vec::with_capacity(BATCH);
-    let mut last = 0;
-    // Half of those who are about: while these are written, the others' answers are on their way
-    // and their next questions come in. Taking all leaves either the disk or the network idle.
-    while waiting.recv_many(&mut taken, half(last + waiting.len())).await > 0 {
-        last = taken.len();
-        metrics::histogram!("tollgate_gate_batch_size").record(taken.len() as f64);
-        let (asks, replies): (Vec<_>, Vec<_>) = taken.drain(..).map(|w| (w.ask, w.reply)).unzip();
-        let (app, known) = (app.clone(), std::mem::replace(&mut books, Books::kept()));
-        // A task of its own, so that a panic costs this batch its answers and not the daemon its
-        // gate.
-        let batch = tokio::spawn(async move { batch::run(&app, known, &asks).await });
-        match batch.await {
-            Ok((known, results)) => {
-                books = known;
-                for (reply, result) in replies.into_iter().zip(results) {
-                    // A caller that hung up does not want its answer.
-                    let _ = reply.send(result);
-                }
-            }
-            Err(panic) => tracing::error!(%panic, "a batch of the gate's writer failed"),
-        }
-    }
 }

@@ -8,6 +8,7 @@
 //! Whether the database had taken a run before it failed may not be known; so what is counted from
 //! the journal is looked up first, like any request that comes twice.
 
+use std::collections::HashSet;
 use std::io;
 
 use super::batch;
@@ -19,7 +20,7 @@ use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Remark};
 use crate::domain::cost::cost_of_run;
 use crate::domain::decision::{Intent, Reason};
-use crate::domain::ids::derived_id;
+use crate::domain::ids::{CustomerId, derived_id};
 use crate::domain::plan::{Enforcement, OnOutage};
 use crate::domain::run::RunFacts;
 use crate::store::StoreError;
@@ -40,7 +41,7 @@ pub(super) fn remember_all(
         return;
     }
     for (facts, plan_version) in results.iter().flatten() {
-        let Some(account) = books.get(&facts.customer_id) else { continue };
+        let Some(account) = books.find(&facts.customer_id) else { continue };
         // Not what was answered long ago, or of another period.
         let is_news = facts.decided_at == now
             && facts.remark == Remark::None
@@ -58,6 +59,13 @@ pub(super) fn remember_all(
                 properties: None,
             });
         }
+    }
+}
+
+/// Forgets customers whom others may have changed.
+pub(super) fn forget(app: &App, changed: Option<&HashSet<CustomerId>>) {
+    if let Some(changed) = changed.filter(|changed| !changed.is_empty()) {
+        app.outages.forget(changed);
     }
 }
 
@@ -240,7 +248,7 @@ pub async fn count_journal(app: &App) -> Result<usize, GateError> {
 
 async fn count(app: &App, chunk: &[NewEvent]) -> Result<(), GateError> {
     let asks: Vec<_> = chunk.iter().map(|entry| Ask::Journalled(Box::new(entry.clone()))).collect();
-    let (_, results) = batch::run(app, Books::default(), &asks).await;
+    let (_, results) = batch::run(app, &app.store.line(), Books::default(), &asks).await;
     results.into_iter().try_for_each(|result| result.map(|_| ()))
 }
 

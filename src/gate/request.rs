@@ -1,5 +1,7 @@
 //! What the gate is asked, every field checked for its form.
 
+use std::sync::Arc;
+
 use crate::domain::credit::{CreditError, credits_drawn};
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
@@ -74,7 +76,7 @@ pub struct Settlement {
 /// What the writer takes.
 #[derive(Debug, Clone)]
 pub(super) enum Ask {
-    Run(Request),
+    Run(Arc<Request>),
     Settle(Settlement),
     /// A run that was let through in an outage, as it was answered then.
     Journalled(Box<NewEvent>),

@@ -17,7 +17,7 @@ use crate::store::events::{EventKey, NewEvent, Remembered};
 use crate::store::reservations::Reservation;
 use crate::store::usage::CounterKey;
 
-impl Batch<'_> {
+impl Batch {
     pub(super) fn settle(&mut self, settlement: &Settlement) -> Result<Decided, GateError> {
         let reservation = self.reservations.get(&settlement.reservation_id).cloned();
         let mut reservation = reservation.ok_or(GateError::UnknownReservation)?;
@@ -66,7 +66,7 @@ impl Batch<'_> {
         let Reservation { hold, counter: held, .. } = reservation;
         let account = self.books.get(&held.customer_id).ok_or(GateError::UnknownCustomer)?;
         let customer = &account.customer;
-        let current = customer.tier.cycle.period_at(self.now);
+        let current = account.period_at(self.now);
         let current_key = counter_key(customer, &held.feature_id, current);
         let own = account.entry(held).map_or(reservation.period_end, |entry| entry.period_end);
         let releases = settlement.intent == Intent::Release;

@@ -10,6 +10,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -329,10 +330,7 @@ impl Fields {
     /// The whole object in one form, whatever the white space and the order of names it came with,
     /// so that equal requests hash alike. Only before fields are taken out of it.
     pub fn canonical(&self) -> String {
-        let mut sorted: Vec<_> = self.fields.iter().collect();
-        sorted.sort_by_key(|(name, _)| *name);
-        let fields = sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value)));
-        Value::Object(fields.collect()).to_string()
+        serde_json::to_string(&InOrder(&self.fields)).expect("JSON can be written as JSON")
     }
 
     /// Refuses what was not taken.
@@ -363,16 +361,22 @@ fn short(text: &str) -> String {
 }
 
 /// The same JSON with the keys of all objects in order, so that equal requests hash alike.
-fn canonical(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let mut sorted: Vec<_> = fields.iter().collect();
-            sorted.sort_by_key(|(name, _)| *name);
-            Value::Object(
-                sorted.into_iter().map(|(name, value)| (name.clone(), canonical(value))).collect(),
-            )
+struct InOrder<'a, T>(&'a T);
+
+impl Serialize for InOrder<'_, Map<String, Value>> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sorted: Vec<_> = self.0.iter().collect();
+        sorted.sort_by_key(|(name, _)| *name);
+        serializer.collect_map(sorted.into_iter().map(|(name, value)| (name, InOrder(value))))
+    }
+}
+
+impl Serialize for InOrder<'_, Value> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(fields) => InOrder(fields).serialize(serializer),
+            Value::Array(values) => serializer.collect_seq(values.iter().map(InOrder)),
+            other => other.serialize(serializer),
         }
-        Value::Array(values) => Value::Array(values.iter().map(canonical).collect()),
-        other => other.clone(),
     }
 }

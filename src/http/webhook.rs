@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::Daemon;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
+use crate::store::intake::NewStripeEvent;
 use crate::stripe::{event, signature};
 
 /// The event is stored, now or before.
@@ -55,12 +56,18 @@ pub async fn stripe(
         let message = "this event is of the other mode (test or live) than STRIPE_SECRET_KEY";
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "wrong_mode", message).param("livemode"));
     }
-    let text =
-        std::str::from_utf8(&body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
-    let mut tx = app.store.begin().await?;
-    let (stripe_id, named) = (event.stripe_customer_id.as_deref(), event.names_customer());
-    let new = tx.insert_event(&event.id, &event.event_type, stripe_id, named, text).await?;
-    tx.commit().await?;
+    let body =
+        String::from_utf8(body).map_err(|_| ApiError::malformed("the body must be UTF-8"))?;
+    let new = app
+        .store
+        .take_in(NewStripeEvent {
+            customer_id: event.names_customer().map(str::to_owned),
+            event_id: event.id,
+            event_type: event.event_type,
+            stripe_customer_id: event.stripe_customer_id,
+            body,
+        })
+        .await?;
     metrics::counter!("tollgate_webhooks_received_total", "new" => if new { "true" } else { "false" }).increment(1);
     if new {
         app.nudges.inbox.notify_one();

@@ -109,7 +109,7 @@ impl Store {
         sqlx::query("UPDATE customers SET looked_at_ms = $2 WHERE customer_id = $1")
             .bind(id.as_str())
             .bind(at.ms())
-            .execute(&self.writers)
+            .execute(self.hold(&self.line()).await?.connection())
             .await?;
         Ok(())
     }

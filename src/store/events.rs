@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::rowset::{Cell, Column, SetStatement, names};
+use super::rowset::{Cell, Column, Insert, SetStatement, names};
 use super::usage::CounterKey;
 use super::{Dialect, Kind, Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
@@ -103,24 +103,26 @@ const COLUMNS: &[Column] = &[
 
 const KEY_COLUMNS: &[Column] = &[("customer_id", Kind::Text), ("request_key", Kind::Text)];
 
+/// How runs are written (`usage::Statements`, with the counters they move).
+pub(super) const INSERT: Insert<'_> =
+    Insert { table: "usage_events", columns: COLUMNS, on_conflict: "" };
+
 /// The statements of the hot path, put together once.
 pub(crate) struct Statements {
     remembered: SetStatement,
-    insert: SetStatement,
 }
 
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Self {
+        let selected = format!("t.event_id, {}", prefixed("t"));
         Self {
-            // CROSS JOIN makes SQLite start from the few wanted rows, not from the table.
-            remembered: SetStatement::new(
+            remembered: SetStatement::lookup(
                 dialect,
                 KEY_COLUMNS,
-                &format!("SELECT e.event_id, {} FROM", prefixed("e")),
-                "CROSS JOIN usage_events AS e \
-                 WHERE e.customer_id = w.customer_id AND e.request_key = w.request_key",
+                "usage_events",
+                &selected,
+                ("", ""),
             ),
-            insert: SetStatement::insert(dialect, "usage_events", COLUMNS, ""),
         }
     }
 }
@@ -161,16 +163,10 @@ impl Tx {
         let found = statements.events.remembered.fetch(self.connection(), &rows).await?;
         found.iter().map(read_remembered).collect()
     }
-
-    pub async fn insert_events(&mut self, events: &[NewEvent]) -> Result<()> {
-        let rows: Vec<_> = events.iter().map(cells).collect();
-        let statements = self.statements.clone();
-        statements.events.insert.execute(self.connection(), &rows).await
-    }
 }
 
 /// The cells of [`COLUMNS`], in their order.
-fn cells(event: &NewEvent) -> Vec<Cell<'_>> {
+pub(super) fn cells(event: &NewEvent) -> Vec<Cell<'_>> {
     let facts = &event.facts;
     let hash = event.key.request_hash();
     let granted = facts.particular.and_then(|particular| particular.enforcement.number());

@@ -27,7 +27,7 @@ impl Store {
         .bind(holder)
         .bind(now.ms())
         .bind(now.plus(lasts).ms())
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -37,7 +37,7 @@ impl Store {
         sqlx::query("DELETE FROM leases WHERE name = $1 AND holder = $2")
             .bind(name)
             .bind(holder)
-            .execute(&self.writers)
+            .execute(self.hold(&self.line()).await?.connection())
             .await?;
         Ok(())
     }

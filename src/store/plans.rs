@@ -26,16 +26,17 @@ impl Store {
 
     /// The value of a setting, made by `make` if there is none yet; all replicas get the same.
     pub async fn setting_or(&self, name: &str, make: impl FnOnce() -> String) -> Result<String> {
+        let mut held = self.hold(&self.line()).await?;
         sqlx::query(
             "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
         )
         .bind(name)
         .bind(make())
-        .execute(&self.writers)
+        .execute(held.connection())
         .await?;
         let row = sqlx::query("SELECT value FROM settings WHERE name = $1")
             .bind(name)
-            .fetch_one(&self.writers)
+            .fetch_one(held.connection())
             .await?;
         Ok(row.try_get("value")?)
     }
@@ -57,7 +58,7 @@ impl Store {
         )
         .bind(name)
         .bind(value)
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::rowset::{Cell, Column, SetStatement};
+use super::rowset::{Cell, Column, Insert, SetStatement};
 use super::usage::CounterKey;
 use super::{Dialect, Kind, Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
@@ -45,18 +45,13 @@ pub(crate) struct Statements {
 
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Self {
-        let of = |table: &str, only: &str| {
-            SetStatement::new(
-                dialect,
-                CUSTOMER_COLUMNS,
-                "SELECT q.* FROM",
-                &format!("CROSS JOIN {table} AS q WHERE q.customer_id = w.customer_id{only}"),
-            )
-        };
+        let of =
+            |table, only| SetStatement::lookup(dialect, CUSTOMER_COLUMNS, table, "t.*", (only, ""));
+        let draws = Insert { table: "grant_draws", columns: DRAW_COLUMNS, on_conflict: "" };
         Self {
             overrides: of("overrides", ""),
-            grants: of("grants", " AND q.state = 'live' AND q.used_units < q.units"),
-            insert_draws: SetStatement::insert(dialect, "grant_draws", DRAW_COLUMNS, ""),
+            grants: of("grants", " AND t.state = 'live' AND t.used_units < t.units"),
+            insert_draws: SetStatement::insert(dialect, draws),
         }
     }
 }

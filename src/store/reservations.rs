@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::rowset::{Cell, Column, SetStatement};
+use super::rowset::{Cell, Column, Insert, SetStatement};
 use super::usage::CounterKey;
 use super::{Dialect, Kind, Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
@@ -47,18 +47,15 @@ pub(crate) struct Statements {
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Self {
         Self {
-            wanted: SetStatement::new(
-                dialect,
-                ID_COLUMNS,
-                "SELECT r.* FROM",
-                "CROSS JOIN reservations AS r WHERE r.reservation_id = w.reservation_id",
-            ),
+            wanted: SetStatement::lookup(dialect, ID_COLUMNS, "reservations", "t.*", ("", "")),
             put: SetStatement::insert(
                 dialect,
-                "reservations",
-                COLUMNS,
-                "ON CONFLICT (reservation_id) DO UPDATE SET state = excluded.state, \
-                 settled_at_ms = excluded.settled_at_ms",
+                Insert {
+                    table: "reservations",
+                    columns: COLUMNS,
+                    on_conflict: "ON CONFLICT (reservation_id) DO UPDATE SET \
+                        state = excluded.state, settled_at_ms = excluded.settled_at_ms",
+                },
             ),
         }
     }

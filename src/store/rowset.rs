@@ -45,7 +45,8 @@ pub(crate) type Column = (&'static str, Kind);
 
 /// How many rows one statement of SQLite takes: a set goes into the smallest it fits, and one that
 /// fits none is cut.
-const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
+const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+const LARGEST: usize = SIZES[SIZES.len() - 1];
 
 /// A statement over a set of rows.
 pub(crate) struct SetStatement {
@@ -55,38 +56,55 @@ pub(crate) struct SetStatement {
     texts: Vec<Arc<str>>,
 }
 
+/// Where rows go, and what happens to those that are there already.
+#[derive(Clone, Copy)]
+pub(crate) struct Insert<'a> {
+    pub table: &'a str,
+    pub columns: &'static [Column],
+    pub on_conflict: &'a str,
+}
+
 impl SetStatement {
-    /// The statement `before`, the row set with these columns, `after`. Both are constants of the
-    /// program or parts of [`Dialect`], never input.
-    pub(crate) fn new(
+    /// Reads the rows `t` of a table whose columns have the given values: `selected` of them, and
+    /// `only` those. With `lock` they are locked in the order of the set.
+    ///
+    /// All of these are constants of the program or parts of [`Dialect`], never input.
+    pub(crate) fn lookup(
         dialect: Dialect,
         columns: &'static [Column],
-        before: &str,
-        after: &str,
+        table: &str,
+        selected: &str,
+        (only, lock): (&str, &str),
     ) -> Self {
+        let same: Vec<_> = columns.iter().map(|(name, _)| format!("t.{name} = w.{name}")).collect();
+        let same = same.join(" AND ");
+        let after = match dialect {
+            // CROSS JOIN makes SQLite start from the few wanted rows, not from the table.
+            Dialect::Sqlite => format!("CROSS JOIN {table} AS t WHERE {same}{only}"),
+            // PostgreSQL would go through a table that it takes for a small one, long after it has
+            // grown. What has an OFFSET is looked up row by row.
+            Dialect::Postgres => format!(
+                "CROSS JOIN LATERAL (SELECT * FROM {table} AS t WHERE {same}{only} \
+                 OFFSET 0{lock}) AS t"
+            ),
+        };
+        Self::new(dialect, columns, &format!("SELECT {selected} FROM"), &after)
+    }
+
+    /// Inserts rows.
+    pub(crate) fn insert(dialect: Dialect, insert: Insert<'_>) -> Self {
+        let (before, after) = insert.around();
+        Self::new(dialect, insert.columns, &before, &after)
+    }
+
+    fn new(dialect: Dialect, columns: &'static [Column], before: &str, after: &str) -> Self {
         debug_assert!(!columns.is_empty(), "the first column is what tells a row from none");
         let text = |set: String| Arc::from(format!("{before} {set} AS w {after}"));
         let texts = match dialect {
             Dialect::Sqlite => SIZES.iter().map(|size| text(values(columns, *size))).collect(),
-            Dialect::Postgres => vec![text(recordset(columns))],
+            Dialect::Postgres => vec![text(recordset(columns, 1))],
         };
         Self { dialect, columns, texts }
-    }
-
-    /// Inserts rows into `table`; `after` says what happens to those that are there already.
-    pub(crate) fn insert(
-        dialect: Dialect,
-        table: &str,
-        columns: &'static [Column],
-        after: &str,
-    ) -> Self {
-        let names = names(columns);
-        // SQLite would take the ON of a conflict clause for a join's without the WHERE.
-        let (before, after) = (
-            format!("INSERT INTO {table} ({names}) SELECT {names} FROM"),
-            format!("WHERE true {after}"),
-        );
-        Self::new(dialect, columns, &before, &after)
     }
 
     pub(crate) async fn execute(
@@ -117,14 +135,110 @@ impl SetStatement {
             let all = sqlx::query(assembled(self.texts[0].clone())).bind(json(rows));
             return if rows.is_empty() { Vec::new() } else { vec![all] };
         }
-        debug_assert!(rows.iter().all(|row| row.len() == self.columns.len()));
-        let cut = rows.chunks(SIZES[SIZES.len() - 1]);
-        cut.map(|rows| {
-            let fits = SIZES.iter().position(|size| rows.len() <= *size);
-            let text = &self.texts[fits.unwrap_or(SIZES.len() - 1)];
+        let query = |(text, rows, _): (&Arc<str>, &[Vec<Cell<'_>>], usize)| {
             rows.iter().flatten().fold(sqlx::query(assembled(text.clone())), bind)
+        };
+        self.cut(rows).map(query).collect()
+    }
+
+    /// The statements of SQLite that a set goes into, each with its rows and how many values are
+    /// missing to its size.
+    fn cut<'r, 'c>(
+        &self,
+        rows: &'r [Vec<Cell<'c>>],
+    ) -> impl Iterator<Item = (&Arc<str>, &'r [Vec<Cell<'c>>], usize)> {
+        debug_assert!(rows.iter().all(|row| row.len() == self.columns.len()));
+        rows.chunks(LARGEST).map(|rows| {
+            let fits = SIZES.iter().position(|size| rows.len() <= *size);
+            let fits = fits.unwrap_or(SIZES.len() - 1);
+            (&self.texts[fits], rows, (SIZES[fits] - rows.len()) * self.columns.len())
         })
-        .collect()
+    }
+}
+
+impl Insert<'_> {
+    /// The statement before and after the set of rows.
+    fn around(&self) -> (String, String) {
+        let names = names(self.columns);
+        // SQLite would take the ON of a conflict clause for a join's without the WHERE.
+        let before = format!("INSERT INTO {} ({names}) SELECT {names} FROM", self.table);
+        (before, format!("WHERE true {}", self.on_conflict))
+    }
+}
+
+/// Two inserts in one call of the driver: for a few rows the call costs more than they do.
+pub(crate) struct Inserts {
+    dialect: Dialect,
+    each: [SetStatement; 2],
+    /// Both in one statement, of PostgreSQL.
+    together: Arc<str>,
+}
+
+/// Whether SQLite begins and ends the transaction in the same call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Whole,
+    Part,
+}
+
+impl Inserts {
+    pub(crate) fn new(dialect: Dialect, first: Insert<'_>, second: Insert<'_>) -> Self {
+        let text = |insert: Insert<'_>, parameter| {
+            let (before, after) = insert.around();
+            format!("{before} {} AS w {after}", recordset(insert.columns, parameter))
+        };
+        let together = format!("WITH first AS ({}) {}", text(first, 1), text(second, 2));
+        let each = [first, second].map(|insert| SetStatement::insert(dialect, insert));
+        Self { dialect, each, together: Arc::from(together) }
+    }
+
+    pub(crate) async fn execute(
+        &self,
+        connection: &mut AnyConnection,
+        rows: [&[Vec<Cell<'_>>]; 2],
+        frame: Frame,
+    ) -> Result<()> {
+        if rows.iter().all(|rows| rows.is_empty()) {
+            return Ok(());
+        }
+        let query = match self.dialect {
+            Dialect::Sqlite => self.chain(rows, frame),
+            Dialect::Postgres => {
+                rows.iter().fold(sqlx::query(assembled(self.together.clone())), |query, rows| {
+                    query.bind(json(rows))
+                })
+            }
+        };
+        query.execute(connection).await?;
+        Ok(())
+    }
+
+    /// All statements as one text, which the driver runs one after another. It deals the values out
+    /// in order, so that those that are missing are bound too.
+    fn chain(
+        &self,
+        rows: [&[Vec<Cell<'_>>]; 2],
+        frame: Frame,
+    ) -> Query<'static, Any, AnyArguments> {
+        let [first, second] = &self.each;
+        let pieces: Vec<_> = first.cut(rows[0]).chain(second.cut(rows[1])).collect();
+        let mut text = String::with_capacity(pieces.iter().map(|piece| piece.0.len() + 64).sum());
+        let (begin, commit) = match frame {
+            Frame::Whole => (self.dialect.begin(), "COMMIT"),
+            Frame::Part => ("", ""),
+        };
+        text.push_str(begin);
+        for (statement, ..) in &pieces {
+            text.push_str("; ");
+            text.push_str(statement);
+        }
+        text.push_str("; ");
+        text.push_str(commit);
+        let text = text.trim_matches([';', ' ']);
+        pieces.into_iter().fold(sqlx::query(assembled(text)), |query, (_, rows, missing)| {
+            let query = rows.iter().flatten().fold(query, bind);
+            (0..missing).fold(query, |query, _| bind(query, &Cell::NullInt))
+        })
     }
 }
 
@@ -152,13 +266,13 @@ fn values(columns: &[Column], rows: usize) -> String {
         .map(|(at, (name, _))| format!("column{} AS {name}", at + 1))
         .collect();
     // Marks without a number are the quickest to bind.
-    let row = format!("({})", vec!["?"; width].join(", "));
-    let rows = vec![row; rows].join(", ");
+    let row = format!("({})", vec!["?"; width].join(","));
+    let rows = vec![row; rows].join(",");
     format!("(SELECT {} FROM (VALUES {rows}) WHERE column1 IS NOT NULL)", named.join(", "))
 }
 
 /// The keys of the JSON are numbers: their names would be most of its length.
-fn recordset(columns: &[Column]) -> String {
+fn recordset(columns: &[Column], parameter: usize) -> String {
     let named: Vec<_> =
         columns.iter().enumerate().map(|(at, (name, _))| format!("\"{at}\" AS {name}")).collect();
     let typed: Vec<_> = columns
@@ -170,7 +284,7 @@ fn recordset(columns: &[Column]) -> String {
         })
         .collect();
     format!(
-        "(SELECT {} FROM json_to_recordset(CAST($1 AS json)) AS r({}))",
+        "(SELECT {} FROM json_to_recordset(CAST(${parameter} AS json)) AS r({}))",
         named.join(", "),
         typed.join(", ")
     )
@@ -208,10 +322,11 @@ mod tests {
     use super::*;
 
     const COLUMNS: &[Column] = &[("name", Kind::Text), ("units", Kind::BigInt)];
+    const INTO_T: Insert<'_> = Insert { table: "t", columns: COLUMNS, on_conflict: "" };
 
     #[test]
     fn a_set_goes_into_one_statement_until_it_fits_none() {
-        let statement = SetStatement::new(Dialect::Sqlite, COLUMNS, "SELECT * FROM", "");
+        let statement = SetStatement::insert(Dialect::Sqlite, INTO_T);
         let queries = |rows| statement.queries(&vec![vec![Cell::text("a"), Cell::Int(1)]; rows]);
         for (rows, statements) in [(0, 0), (1, 1), (5, 1), (256, 1), (257, 2), (600, 3)] {
             assert_eq!(queries(rows).len(), statements, "{rows}");
@@ -227,14 +342,14 @@ mod tests {
     #[test]
     fn each_database_gets_its_own_words() {
         let text = |dialect| {
-            let texts = SetStatement::insert(dialect, "t", COLUMNS, "ON CONFLICT DO NOTHING").texts;
-            texts.into_iter().next()
+            let insert = Insert { on_conflict: "ON CONFLICT DO NOTHING", ..INTO_T };
+            SetStatement::insert(dialect, insert).texts.into_iter().next()
         };
         assert_eq!(
             text(Dialect::Sqlite).as_deref(),
             Some(
                 "INSERT INTO t (name, units) SELECT name, units FROM (SELECT column1 AS name, \
-                 column2 AS units FROM (VALUES (?, ?)) WHERE column1 IS NOT NULL) AS w WHERE true ON CONFLICT DO NOTHING"
+                 column2 AS units FROM (VALUES (?,?)) WHERE column1 IS NOT NULL) AS w WHERE true ON CONFLICT DO NOTHING"
             )
         );
         assert!(text(Dialect::Postgres).unwrap().contains("json_to_recordset(CAST($1 AS json))"));

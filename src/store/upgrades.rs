@@ -43,6 +43,7 @@ impl Store {
         id: &CustomerId,
         claim: &StripeCustomerClaim,
     ) -> Result<StripeCustomerClaim> {
+        let mut held = self.hold(&self.line()).await?;
         sqlx::query(
             "INSERT INTO stripe_customer_claims (customer_id, idempotency_key, claimed_at_ms) \
              VALUES ($1, $2, $3) ON CONFLICT (customer_id) DO NOTHING",
@@ -50,13 +51,13 @@ impl Store {
         .bind(id.as_str())
         .bind(claim.idempotency_key.as_str())
         .bind(claim.claimed_at.ms())
-        .execute(&self.writers)
+        .execute(held.connection())
         .await?;
         let row = sqlx::query(
             "SELECT idempotency_key, claimed_at_ms FROM stripe_customer_claims WHERE customer_id = $1",
         )
         .bind(id.as_str())
-        .fetch_optional(&self.writers)
+        .fetch_optional(held.connection())
         .await?;
         let row = row.ok_or(StoreError::Conflict { what: "the claim" })?;
         Ok(StripeCustomerClaim {
@@ -80,7 +81,7 @@ impl Store {
         .bind(spent)
         .bind(claim.idempotency_key.as_str())
         .bind(claim.claimed_at.ms())
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(())
     }
@@ -91,11 +92,12 @@ impl Store {
             "INSERT INTO checkouts ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
              ON CONFLICT (customer_id) DO NOTHING"
         );
-        bind(sqlx::query(assembled(insert)), wanted).execute(&self.writers).await?;
+        let mut held = self.hold(&self.line()).await?;
+        bind(sqlx::query(assembled(insert)), wanted).execute(held.connection()).await?;
         let select = format!("SELECT {COLUMNS} FROM checkouts WHERE customer_id = $1");
         let row = sqlx::query(assembled(select))
             .bind(wanted.customer_id.as_str())
-            .fetch_optional(&self.writers)
+            .fetch_optional(held.connection())
             .await?;
         read(&row.ok_or(StoreError::Conflict { what: "the Checkout" })?)
     }
@@ -114,7 +116,7 @@ impl Store {
         )
         .bind(held.checkout_id.as_str())
         .bind(held.session_id.as_deref().unwrap_or_default())
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -129,7 +131,7 @@ impl Store {
         .bind(held.customer_id.as_str())
         .bind(held.checkout_id.as_str())
         .bind(session_id)
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -143,7 +145,7 @@ impl Store {
         .bind(held.customer_id.as_str())
         .bind(held.checkout_id.as_str())
         .bind(held.session_id.as_deref().unwrap_or_default())
-        .execute(&self.writers)
+        .execute(self.hold(&self.line()).await?.connection())
         .await?;
         Ok(())
     }

@@ -3,7 +3,8 @@
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::rowset::{Cell, Column, SetStatement, names};
+use super::events::{self, NewEvent};
+use super::rowset::{Cell, Column, Frame, Insert, Inserts, SetStatement, names};
 use super::{Dialect, Kind, Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
@@ -19,11 +20,15 @@ pub struct CounterKey {
     pub period_start: Timestamp,
 }
 
+/// A counter and the end of its period.
+pub type PeriodCounter = (CounterKey, Timestamp, Counter);
+
 /// The statements of the hot path, put together once.
 pub(crate) struct Statements {
     lock_customers: SetStatement,
     counters: SetStatement,
     upsert_counters: SetStatement,
+    runs: Inserts,
 }
 
 const COLUMNS: &[Column] = &[
@@ -54,44 +59,31 @@ const CUSTOMER_COLUMNS: &[Column] = &[("customer_id", Kind::Text)];
 
 impl Statements {
     pub(crate) fn new(dialect: Dialect) -> Self {
-        let lock = dialect.lock_rows();
-        let customer_names = customers::COLUMNS;
         let updates: Vec<_> = COLUMNS[KEY_COLUMNS.len()..]
             .iter()
             .map(|(name, _)| format!("{name} = excluded.{name}"))
             .collect();
+        let on_conflict =
+            format!("ON CONFLICT ({}) DO UPDATE SET {}", names(KEY_COLUMNS), updates.join(", "));
+        let upsert =
+            Insert { table: "usage_counters", columns: COLUMNS, on_conflict: &on_conflict };
         Self {
-            // In order of id, so that two replicas with common customers cannot deadlock.
-            lock_customers: SetStatement::new(
+            lock_customers: SetStatement::lookup(
                 dialect,
                 CUSTOMER_COLUMNS,
-                &format!(
-                    "SELECT {customer_names} FROM customers WHERE deleted_at_ms IS NULL \
-                     AND customer_id IN (SELECT customer_id FROM"
-                ),
-                &format!(") ORDER BY customer_id{lock}"),
+                "customers",
+                &prefixed_customers(),
+                (" AND t.deleted_at_ms IS NULL", dialect.lock_rows()),
             ),
-            // CROSS JOIN makes SQLite start from the few wanted rows, not from the table.
-            counters: SetStatement::new(
-                dialect,
-                KEY_COLUMNS,
-                "SELECT c.* FROM",
-                "CROSS JOIN usage_counters AS c \
-                 WHERE c.customer_id = w.customer_id AND c.feature_id = w.feature_id \
-                 AND c.series = w.series AND c.period_start_ms = w.period_start_ms",
-            ),
-            upsert_counters: SetStatement::insert(
-                dialect,
-                "usage_counters",
-                COLUMNS,
-                &format!(
-                    "ON CONFLICT ({}) DO UPDATE SET {}",
-                    names(KEY_COLUMNS),
-                    updates.join(", ")
-                ),
-            ),
+            counters: SetStatement::lookup(dialect, KEY_COLUMNS, "usage_counters", "t.*", ("", "")),
+            upsert_counters: SetStatement::insert(dialect, upsert),
+            runs: Inserts::new(dialect, events::INSERT, upsert),
         }
     }
+}
+
+fn prefixed_customers() -> String {
+    customers::COLUMNS.split(", ").map(|name| format!("t.{name}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Store {
@@ -147,7 +139,8 @@ impl Store {
 }
 
 impl Tx {
-    /// The customers of these ids that exist, locked to the end of the transaction.
+    /// The customers of these ids that exist, locked to the end of the transaction. The ids are in
+    /// order, so that two replicas with common customers cannot deadlock.
     pub async fn lock_customers(&mut self, ids: &[&CustomerId]) -> Result<Vec<Customer>> {
         let rows: Vec<_> = ids.iter().map(|id| vec![Cell::text(id.as_str())]).collect();
         let statements = self.statements.clone();
@@ -156,10 +149,7 @@ impl Tx {
     }
 
     /// The counters of these keys that exist, each with the end of its period.
-    pub async fn counters(
-        &mut self,
-        keys: &[CounterKey],
-    ) -> Result<Vec<(CounterKey, Timestamp, Counter)>> {
+    pub async fn counters(&mut self, keys: &[CounterKey]) -> Result<Vec<PeriodCounter>> {
         let rows: Vec<_> = keys.iter().map(key_cells).collect();
         let statements = self.statements.clone();
         let found = statements.usage.counters.fetch(self.connection(), &rows).await?;
@@ -187,11 +177,44 @@ impl Tx {
         rows.iter().map(|row| Ok(read_counter(row)?.0)).collect()
     }
 
-    /// Writes counters, each with the end of its period.
-    pub async fn put_counters(
+    /// Writes runs, and the counters that they moved with the ends of their periods.
+    ///
+    /// # Errors
+    /// [`StoreError::is_duplicate`] when a run's key has been answered before.
+    pub async fn put_runs(
         &mut self,
-        counters: &[(CounterKey, Timestamp, Counter)],
+        events: &[NewEvent],
+        counters: &[PeriodCounter],
     ) -> Result<()> {
+        self.insert_runs(events, counters, Frame::Part).await
+    }
+
+    /// The same as all of a transaction of SQLite that has not begun yet, with its end.
+    pub async fn commit_runs(
+        mut self,
+        events: &[NewEvent],
+        counters: &[PeriodCounter],
+    ) -> Result<()> {
+        self.begins();
+        self.insert_runs(events, counters, Frame::Whole).await?;
+        self.has_ended();
+        Ok(())
+    }
+
+    async fn insert_runs(
+        &mut self,
+        events: &[NewEvent],
+        counters: &[PeriodCounter],
+        frame: Frame,
+    ) -> Result<()> {
+        let events: Vec<_> = events.iter().map(events::cells).collect();
+        let counters: Vec<_> = counters.iter().map(cells).collect();
+        let statements = self.statements.clone();
+        statements.usage.runs.execute(self.connection(), [&events, &counters], frame).await
+    }
+
+    /// Writes counters, each with the end of its period.
+    pub async fn put_counters(&mut self, counters: &[PeriodCounter]) -> Result<()> {
         let rows: Vec<_> = counters.iter().map(cells).collect();
         let statements = self.statements.clone();
         statements.usage.upsert_counters.execute(self.connection(), &rows).await
@@ -208,7 +231,7 @@ fn key_cells(key: &CounterKey) -> Vec<Cell<'_>> {
 }
 
 /// The cells of [`COLUMNS`], in their order.
-fn cells((key, period_end, counter): &(CounterKey, Timestamp, Counter)) -> Vec<Cell<'_>> {
+fn cells((key, period_end, counter): &PeriodCounter) -> Vec<Cell<'_>> {
     let open = counter.open.as_ref();
     let mut cells = key_cells(key);
     cells.extend([
@@ -226,7 +249,7 @@ fn cells((key, period_end, counter): &(CounterKey, Timestamp, Counter)) -> Vec<C
     cells
 }
 
-fn read_counter(row: &AnyRow) -> Result<(CounterKey, Timestamp, Counter)> {
+fn read_counter(row: &AnyRow) -> Result<PeriodCounter> {
     let key = CounterKey {
         customer_id: customers::parse_id(row.try_get("customer_id")?)?,
         feature_id: row

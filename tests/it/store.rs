@@ -6,6 +6,7 @@ mod migration;
 mod particular;
 mod proof;
 mod keep;
+mod lines;
 mod periods;
 mod replicas;
 mod upgrades;
@@ -30,7 +31,7 @@ use tollgate::store::events::{EventKey, NewEvent, hold};
 use tollgate::store::notices::Notice;
 use tollgate::store::outbox::{NewMeterEvent, SendOutcome};
 use tollgate::store::reports::RecordedRun;
-use tollgate::store::usage::CounterKey;
+use tollgate::store::usage::{CounterKey, PeriodCounter};
 
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::rows;
@@ -200,7 +201,7 @@ both_databases! {
         };
         let (event, request_key) = (usage_event(), format!("k:{KEY}"));
         let mut tx = store.begin().await.unwrap();
-        tx.insert_events(std::slice::from_ref(&event)).await.unwrap();
+        tx.put_runs(std::slice::from_ref(&event), &[]).await.unwrap();
         let row = (counter_key(), november().end, counter.clone());
         tx.put_counters(std::slice::from_ref(&row)).await.unwrap();
         tx.put_counters(&[row]).await.unwrap();
@@ -222,7 +223,7 @@ both_databases! {
         assert_eq!(store.units_to_close(&acme(), now()).await.unwrap(), 0);
         // The same key again is refused by the database itself.
         let mut tx = store.begin().await.unwrap();
-        assert!(tx.insert_events(&[event]).await.unwrap_err().is_duplicate());
+        assert!(tx.put_runs(&[event], &[]).await.unwrap_err().is_duplicate());
     }
 
     async fn notices_move_from_state_to_state(db: TestDb) {
@@ -363,7 +364,7 @@ both_databases! {
         tx.insert_customer(&customer()).await.unwrap();
         // The third counts nothing: it is no run.
         let events = [counted("a", later), counted("b", earlier), usage_event()];
-        tx.insert_events(&events).await.unwrap();
+        tx.put_runs(&events, &[]).await.unwrap();
         tx.commit().await.unwrap();
 
         let feature = "ai_runs".parse().unwrap();

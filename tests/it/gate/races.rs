@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tollgate::domain::customer::Profile;
-use tollgate::domain::decision::Intent;
-use tollgate::gate::{Gate, Request, Said};
+use tollgate::domain::decision::{Intent, Standing};
+use tollgate::gate::{Gate, Request, RequestKey, Said};
 
 use super::*;
 
@@ -73,7 +73,64 @@ async fn assert_one_of_a_thousand(gates: &[Gate], url: &str) {
     assert_books_balance(url).await;
 }
 
+/// Lets the gate's writers come to what they are asked.
+async fn writers_turn() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
 both_databases! {
+    async fn who_is_paused_while_a_run_is_decided_does_not_run(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let (gate, _writers) = Gate::start(world.app().clone());
+        for _ in 0..3 {
+            assert!(gate.ask(request("acme", Intent::Consume)).await.unwrap().allowed);
+        }
+        let mut tx = world.app().store.begin().await.unwrap();
+        let mut customer = tx.lock_customer(&"acme".parse().unwrap()).await.unwrap().unwrap();
+        let mut callers = JoinSet::new();
+        for _ in 0..20 {
+            let gate = gate.clone();
+            callers.spawn(async move { gate.ask(request("acme", Intent::Consume)).await.unwrap().allowed });
+            writers_turn().await;
+        }
+        customer.tier.standing = Standing::Paused;
+        tx.update_customer(&customer).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(callers.join_all().await, [false; 20]);
+        assert_eq!(world.usage("acme").await, 3);
+        assert_books_balance(&db.url).await;
+    }
+
+    async fn old_keys_among_new_ones_get_their_first_answers(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let (gate, _writers) = Gate::start(world.app().clone());
+        let run = |key: usize| {
+            let key = RequestKey { key: key.to_string().parse().unwrap(), request_hash: "hash".to_owned() };
+            Request { key: Some(key), ..request("acme", Intent::Consume) }
+        };
+        let mut first = Vec::new();
+        for key in 0..10 {
+            first.push(gate.ask(run(key)).await.unwrap());
+        }
+        let mut callers = JoinSet::new();
+        for caller in 0..100 {
+            let gate = gate.clone();
+            // Each of the old keys five times, and fifty new ones between them.
+            let key = if caller % 2 == 0 { caller / 2 % 10 } else { 1000 + caller };
+            callers.spawn(async move { (key, gate.ask(run(key)).await.unwrap()) });
+            tokio::task::yield_now().await;
+        }
+        for (key, answer) in callers.join_all().await {
+            assert!(answer.allowed && first.get(key).is_none_or(|first| *first == answer), "{key}");
+        }
+        assert_eq!(world.usage("acme").await, 60);
+        assert_books_balance(&db.url).await;
+    }
+
     async fn one_of_a_thousand_callers_gets_the_last_unit(db: TestDb) {
         let world = World::with_plans(&db, ONE_UNIT).await;
         let (gate, _writers) = Gate::start(world.app().clone());

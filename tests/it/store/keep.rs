@@ -16,7 +16,7 @@ fn own(id: &str, units: i64) -> NewEvent {
 async fn put(store: &Store, events: &[NewEvent], counter: Counter) {
     let mut tx = store.begin().await.unwrap();
     tx.insert_customer(&customer()).await.unwrap();
-    tx.insert_events(events).await.unwrap();
+    tx.put_runs(events, &[]).await.unwrap();
     tx.put_counters(&[(counter_key(), november().end, counter)]).await.unwrap();
     tx.commit().await.unwrap();
 }

@@ -34,7 +34,7 @@ async fn used(db: &TestDb) -> (Store, Clock) {
         run.facts.decided_at = now().plus(Duration::from_secs(60 * minutes));
         NewEvent { key: EventKey::Own(id.to_owned()), ..run }
     };
-    tx.insert_events(&[run("evt_1", 4, 0), run("evt_2", 3, 10)]).await.unwrap();
+    tx.put_runs(&[run("evt_1", 4, 0), run("evt_2", 3, 10)], &[]).await.unwrap();
     let counter = Counter { usage: 7, open: Some(window()), ..Counter::default() };
     tx.put_counters(&[(counter_key(), november().end, counter)]).await.unwrap();
     for event in [event("tg_1", 0), event("tg_2", 10)] {

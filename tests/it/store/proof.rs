@@ -50,7 +50,7 @@ both_databases! {
         event.facts.counted = 12;
         let counter = Counter { usage: 12, open: Some(window()), ..Counter::default() };
         let mut tx = store.begin().await.unwrap();
-        tx.insert_events(&[event]).await.unwrap();
+        tx.put_runs(&[event], &[]).await.unwrap();
         tx.put_counters(&[(counter_key(), november().end, counter)]).await.unwrap();
         tx.commit().await.unwrap();
         sent(&store).await;
