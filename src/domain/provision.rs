@@ -183,6 +183,11 @@ pub enum Change {
     ReactivatePrice {
         id: String,
     },
+    /// Says of which plan a price is, for when its lookup key is another's.
+    MarkPrice {
+        id: String,
+        plan_id: String,
+    },
     /// A product's default price cannot be archived: its successor comes first.
     SetDefaultPrice {
         product: String,

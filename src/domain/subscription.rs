@@ -76,6 +76,9 @@ pub struct SubscriptionItem {
     pub id: String,
     pub price_id: String,
     pub lookup_key: Option<String>,
+    /// The plan that the price says it is of (`metadata.tollgate_plan_id`). It stays when a new price
+    /// takes over the lookup key, and subscriptions go on with the old one.
+    pub plan_mark: Option<String>,
     /// Billed by a meter rather than at a fixed amount.
     pub metered: bool,
     pub period_start: Timestamp,

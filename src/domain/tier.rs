@@ -46,7 +46,7 @@ mod tests;
 /// Why Stripe's state gives no tier; the customer keeps the one it has, and support is told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTier {
-    #[error("subscription {subscription_id} has no price whose lookup key is in the plans file")]
+    #[error("subscription {subscription_id} has no price of a plan in the plans file")]
     PriceNotInPlans { subscription_id: String },
     #[error("subscription {subscription_id} has the unknown status {status:?}")]
     UnknownStatus { subscription_id: String, status: String },
@@ -195,8 +195,8 @@ fn candidate<'a, 'c>(
     Some(Candidate { subscription, item, plan, standing })
 }
 
-/// The item that names plan and period: one whose lookup key is in the plans file, the licensed
-/// base before a metered price beside it.
+/// The item that names plan and period: one whose price is a plan's, the licensed base before a
+/// metered price beside it.
 fn item_in_plans<'a, 'c>(
     catalog: &'c Catalog,
     subscription: &'a Subscription,
@@ -204,11 +204,15 @@ fn item_in_plans<'a, 'c>(
     subscription
         .items
         .iter()
-        .filter_map(|item| {
-            let plan = catalog.plan_by_lookup_key(item.lookup_key.as_deref()?)?;
-            Some((item, plan))
-        })
+        .filter_map(|item| Some((item, plan_of(catalog, item)?)))
         .max_by_key(|(item, plan)| (!item.metered, plan.rank, &item.id))
+}
+
+/// The plan of a price: the one that has its lookup key, else, for a price whose key has gone to its
+/// successor, the one it is marked as of.
+fn plan_of<'c>(catalog: &'c Catalog, item: &SubscriptionItem) -> Option<&'c Plan> {
+    let by_key = item.lookup_key.as_deref().and_then(|key| catalog.plan_by_lookup_key(key));
+    by_key.or_else(|| catalog.plan(item.plan_mark.as_deref()?))
 }
 
 /// Why the tier has to stay as it is: its own subscription cannot be read, or, where nothing else

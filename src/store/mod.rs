@@ -59,7 +59,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "inbox", include_str!("../../migrations/0004_inbox.sql")),
     (5, "proof", include_str!("../../migrations/0005_proof.sql")),
     (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
-    (8, "periods", include_str!("../../migrations/0008_periods.sql")),
+    (7, "periods", include_str!("../../migrations/0007_periods.sql")),
 ];
 
 /// What the database could not do.

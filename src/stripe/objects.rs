@@ -8,6 +8,7 @@ use stripe_client_core::{RequestBuilder, StripeMethod, StripeRequest};
 use stripe_core::customer::{RetrieveCustomer, RetrieveCustomerReturned};
 use stripe_types::{AsCursorOpt, List, Object};
 
+use super::provision::PLAN_MARK;
 use super::transport::Transport;
 use super::{Stripe, StripeError};
 use crate::clock::Timestamp;
@@ -171,6 +172,7 @@ fn item_from(item: stripe_shared::SubscriptionItem) -> SubscriptionItem {
     SubscriptionItem {
         id: item.id.as_str().to_owned(),
         price_id: item.price.id.as_str().to_owned(),
+        plan_mark: item.price.metadata.get(PLAN_MARK).and_then(|mark| given(mark)),
         lookup_key: item.price.lookup_key,
         metered: item
             .price
@@ -216,6 +218,7 @@ mod tests {
                         id: "si_1".to_owned(),
                         price_id: "price_si_1".to_owned(),
                         lookup_key: Some("pro_monthly".to_owned()),
+                        plan_mark: None,
                         metered: false,
                         period_start: Timestamp::from_seconds(1_800_000_000),
                         period_end: Timestamp::from_seconds(1_802_678_400),
@@ -224,6 +227,7 @@ mod tests {
                         id: "si_2".to_owned(),
                         price_id: "price_si_2".to_owned(),
                         lookup_key: None,
+                        plan_mark: None,
                         metered: true,
                         period_start: Timestamp::from_seconds(1_800_000_000),
                         period_end: Timestamp::from_seconds(1_802_678_400),

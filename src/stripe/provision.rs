@@ -25,7 +25,7 @@ const MARK: &str = "tollgate";
 /// The portal's configuration among others; whoever makes portal sessions finds it by this.
 const PORTAL_MARK: &str = "portal";
 const WEBHOOKS_MARK: &str = "webhooks";
-const PLAN_MARK: &str = "tollgate_plan_id";
+pub(super) const PLAN_MARK: &str = "tollgate_plan_id";
 /// On a price: the one it was made to replace.
 const REPLACES_MARK: &str = "tollgate_replaces";
 

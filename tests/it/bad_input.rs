@@ -430,7 +430,7 @@ both_databases! {
             ("GET", "/v1/check"), ("PUT", "/v1/check"), ("DELETE", "/v1/track"), ("PATCH", "/v1/track"),
             ("POST", "/v1/customers/acme"), ("PATCH", "/v1/customers/acme"),
             ("GET", "/webhooks/stripe"), ("POST", "/healthz"), ("POST", "/readyz"), ("DELETE", "/metrics"),
-            ("POST", "/upgrade"), ("PUT", "/usage"),
+            ("PUT", "/upgrade"), ("PUT", "/usage"),
             ("GET", "/admin/api/v1/customers/acme/sync"), ("POST", "/admin/api/v1/audit"),
             ("DELETE", "/admin/api/v1/notices"),
         ] {

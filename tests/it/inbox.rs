@@ -25,8 +25,7 @@ async fn subscriber(world: &World, customer: &str, price: &str) -> (String, Stri
 
 /// A Stripe customer on Pro of whom nobody here has heard.
 async fn stranger_on_pro(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
-    let customer = world.stripe("POST", "/v1/customers", metadata).await;
-    let stripe_id = customer["id"].as_str().unwrap().to_owned();
+    let stripe_id = world.stripe_customer(metadata).await;
     let price = world.price("pro_monthly").await;
     let form = [("customer", stripe_id.as_str()), ("items[0][price]", &price)];
     let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;

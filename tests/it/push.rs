@@ -122,7 +122,11 @@ async fn a_changed_amount_is_a_new_price_and_who_pays_the_old_one_goes_on() {
     let (_db, shop) = shop().await;
     shop.push(&[]).await;
     let old = shop.price("pro_monthly").await;
-    let customer = shop.stripe("POST", "/v1/customers", &[("email", "ada@example.com")]).await;
+    let form = [
+        ("payment_method", "pm_card_visa"),
+        ("invoice_settings[default_payment_method]", "pm_card_visa"),
+    ];
+    let customer = shop.stripe("POST", "/v1/customers", &form).await;
     let form = [("customer", text(&customer, "id")), ("items[0][price]", text(&old, "id"))];
     let subscription = shop.stripe("POST", "/v1/subscriptions", &form).await;
 
@@ -136,6 +140,7 @@ async fn a_changed_amount_is_a_new_price_and_who_pays_the_old_one_goes_on() {
     assert_eq!((&new["unit_amount"], &new["product"]), (&json!(10900), &old["product"]));
     let old = shop.stripe("GET", &format!("/v1/prices/{}", text(&old, "id")), &[]).await;
     assert_eq!((&old["active"], &old["lookup_key"]), (&json!(false), &Value::Null));
+    assert_eq!(old["metadata"]["tollgate_plan_id"], "pro", "so that it is still known for Pro's");
     let path = format!("/v1/subscriptions/{}", text(&subscription, "id"));
     let kept = shop.stripe("GET", &path, &[]).await;
     assert_eq!(

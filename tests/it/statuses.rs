@@ -10,6 +10,8 @@ use crate::harness::world::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
+/// What `stripe push` writes on a price before another takes its lookup key.
+const MARKED: [(&str, &str); 1] = [("metadata[tollgate_plan_id]", "pro")];
 
 /// A customer with a subscription; answers its ids at Stripe.
 async fn subscriber(world: &World, customer: &str, price: &str) -> (String, String) {
@@ -55,6 +57,26 @@ both_databases! {
         change(&world, &subscription, &[("cancel_at", "1794000000")]).await;
         world.sync("acme").await.ok();
         assert_eq!(shown(&world, "acme", "cancels_at").await, "2026-11-06T21:20:00Z");
+    }
+
+    async fn who_is_on_a_price_that_was_replaced_stays_on_its_plan(db: TestDb) {
+        let world = World::start(&db).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let old = world.price("pro_monthly").await;
+        let price = world.stripe("POST", &format!("/v1/prices/{old}"), &MARKED).await;
+        let new = [
+            ("product", price["product"].as_str().unwrap()),
+            ("currency", "usd"),
+            ("unit_amount", "10900"),
+            ("recurring[interval]", "month"),
+            ("lookup_key", "pro_monthly"),
+            ("transfer_lookup_key", "true"),
+        ];
+        assert_ne!(world.stripe("POST", "/v1/prices", &new).await["id"], old.as_str());
+        change(&world, &subscription, &[("metadata[seen]", "1")]).await;
+        assert_eq!(world.tier("acme").await, "pro active");
+        assert_eq!(world.list("/inbox?state=parked").await, [Value::Null; 0]);
+        assert_eq!(world.sync("acme").await.ok()["differences"], json!([]));
     }
 
     async fn paused_collection_closes_the_gate_where_the_plans_file_says_so(db: TestDb) {

@@ -176,6 +176,11 @@ fn price_step(
             "a new price takes the lookup key; {} is archived, and subscriptions on it go on",
             price.id
         ));
+        // First of all: whoever is on the old price must not be without a plan for a moment.
+        if price.plan_mark.as_ref() != Some(&offer.plan_id) {
+            let (id, plan_id) = (price.id.clone(), offer.plan_id.clone());
+            step.writes.push(Write::Change(Change::MarkPrice { id, plan_id }));
+        }
         step.writes.push(create(Some(price.id.clone())));
         let new = PriceRef::New { lookup_key: offer.lookup_key.clone() };
         for old in [Some(price).filter(|price| price.active), left_open].into_iter().flatten() {

@@ -62,6 +62,8 @@ pub struct Price {
     pub id: String,
     pub product: String,
     pub lookup_key: Option<String>,
+    /// The plan it is marked as of.
+    pub plan_mark: Option<String>,
     pub active: bool,
     pub livemode: bool,
     /// `None` where it is no whole number of minor units or has tiers.

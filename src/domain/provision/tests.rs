@@ -32,6 +32,7 @@ fn account(wanted: &Wanted) -> Found {
         id: format!("price_{}", offer.plan_id),
         product: offer.own_product(),
         lookup_key: Some(offer.lookup_key.clone()),
+        plan_mark: Some(offer.plan_id.clone()),
         active: true,
         livemode: false,
         amount_minor: Some(offer.amount.minor),
@@ -212,6 +213,15 @@ fn a_price_differs_in_what_can_never_change_and_is_replaced() {
     }
     let step = pro(|prices, _| prices[1].currency = "eur".to_owned());
     assert_eq!(differences(&step), [("amount", "€99", "$99"), ("currency", "eur", "usd")]);
+}
+
+#[test]
+fn a_price_that_somebody_else_made_is_marked_before_its_key_goes_to_another() {
+    let step = pro(|prices, _| (prices[1].amount_minor, prices[1].plan_mark) = (Some(1), None));
+    let mark = Change::MarkPrice { id: "price_pro".to_owned(), plan_id: "pro".to_owned() };
+    assert_eq!(step.writes[0], Write::Change(mark));
+    assert!(matches!(step.writes[1], Write::Create(Creation::Price { .. })));
+    assert_eq!(step.writes.len(), 3);
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn item(lookup_key: &str, metered: bool) -> SubscriptionItem {
         id: format!("si_{lookup_key}"),
         price_id: format!("price_{lookup_key}"),
         lookup_key: Some(lookup_key.to_owned()),
+        plan_mark: None,
         metered,
         period_start: at("2026-11-10T09:30:00Z"),
         period_end: at("2026-12-10T09:30:00Z"),
@@ -130,6 +131,18 @@ fn an_unknown_status_keeps_the_tier_and_is_told() {
     }
     let beside = next(&stranger(), &[odd, higher.clone()]);
     assert_eq!(beside.subscription, next(&stranger(), &[higher]).subscription, "not its own");
+}
+
+#[test]
+fn a_price_whose_lookup_key_has_gone_to_its_successor_is_still_of_its_plan() {
+    let mut old = subscription("sub_1", "active", "pro_monthly");
+    (old.items[0].lookup_key, old.items[0].plan_mark) = (None, Some("pro".to_owned()));
+    assert_eq!(next(&on_pro(), &[old.clone()]), on_pro());
+    // A key that is a plan's says more than a mark.
+    old.items[0].lookup_key = Some("team_monthly".to_owned());
+    assert_eq!(plan(&next(&on_pro(), &[old.clone()])), "team");
+    (old.items[0].lookup_key, old.items[0].plan_mark) = (None, Some("gone".to_owned()));
+    assert!(tier_from_stripe(&catalog(), &on_pro(), &[old], now()).is_err());
 }
 
 #[test]

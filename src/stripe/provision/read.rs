@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{MARK, PORTAL_MARK, REPLACES_MARK, Stripe};
+use super::{MARK, PLAN_MARK, PORTAL_MARK, REPLACES_MARK, Stripe};
 use crate::domain::provision::found::{
     Destination, Endpoint, Found, Meter, Portal, Price, Product, Unseen,
 };
@@ -201,6 +201,7 @@ fn price(row: &Value) -> Result<Price> {
         id: required(row, "id")?,
         product: id_of(&row["product"]).ok_or_else(|| unreadable("product"))?,
         lookup_key: text(&row["lookup_key"]),
+        plan_mark: text(&row["metadata"][PLAN_MARK]),
         active: row["active"] == true,
         livemode: row["livemode"] == true,
         amount_minor: row["unit_amount"].as_i64(),

@@ -283,6 +283,9 @@ fn change_of(change: &Change, made: &Made) -> Result<(String, Body)> {
             ("/v1/products", product, "", form.body())
         }
         Change::ReactivatePrice { id } => ("/v1/prices", id, "", form.with("active", true).body()),
+        Change::MarkPrice { id, plan_id } => {
+            ("/v1/prices", id, "", form.marked(PLAN_MARK, plan_id).body())
+        }
         Change::ArchivePrice { id } => ("/v1/prices", id, "", form.with("active", false).body()),
         Change::UpdatePortal { id, terms } => {
             ("/v1/billing_portal/configurations", id, "", portal_form(terms, made)?.body())
