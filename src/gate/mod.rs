@@ -180,9 +180,16 @@ impl Gate {
         let mut queued = Vec::new();
         for mut request in requests {
             self.name(&mut request);
-            outage::catch_up(&self.app, &request).await;
+            let answered = outage::answered(&self.app, &request);
+            if answered.is_none() {
+                outage::catch_up(&self.app, &request).await;
+            }
             let request = Arc::new(request);
-            queued.push((self.enqueue(Ask::Run(request.clone())), request));
+            let waiting = match answered {
+                Some(answered) => Ok(already(answered)),
+                None => self.enqueue(Ask::Run(request.clone())),
+            };
+            queued.push((waiting, request));
         }
         let mut answers = Vec::with_capacity(queued.len());
         let mut patience = std::pin::pin!(tokio::time::sleep(PATIENCE));
@@ -275,6 +282,14 @@ async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
         remark: Remark::None,
     };
     Ok((facts, plan_version))
+}
+
+/// The reply to a request that need not wait.
+fn already(answered: Result<Decided, GateError>) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    // Its other end is at hand.
+    let _ = reply.send(answered);
+    answer
 }
 
 async fn decided(answer: Reply) -> Result<Decided, GateError> {

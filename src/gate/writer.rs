@@ -9,6 +9,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
@@ -24,6 +25,9 @@ use crate::store::{Line, StoreError};
 
 /// How many a writer takes into one transaction.
 const BATCH: usize = 1024;
+/// A batch is decided as of one moment. Who comes later than this after it waits for the next, be
+/// the disk ever so slow: meanwhile a period may have ended.
+const MOMENT: Duration = Duration::from_secs(1);
 
 type Results = Vec<Result<Decided, GateError>>;
 
@@ -123,15 +127,16 @@ impl Writer {
     /// Takes those who wait into the next batch, as far as they fit into it, and decides it if
     /// that can be done ahead.
     fn admit(&mut self, waiting: &mut VecDeque<Waiting>) {
+        let now = self.app.clock.now();
         if self.next.asks.is_empty() && !waiting.is_empty() {
-            self.batch.begin(self.app.clock.now());
+            self.batch.begin(now);
             self.next.ahead = self.app.store.is_ours_alone()
                 && !self.batch.books.doubts_keys()
                 && waiting.iter().all(|waiting| self.batch.knows(&waiting.ask));
         }
         while let Some(Waiting { ask, reply }) = waiting.pop_front() {
             if self.next.ahead {
-                if !self.batch.knows(&ask) {
+                if !self.batch.knows(&ask) || now.since(self.batch.now) > MOMENT {
                     waiting.push_front(Waiting { ask, reply });
                     return;
                 }

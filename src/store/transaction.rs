@@ -108,8 +108,9 @@ impl Tx {
     /// Begins it, if it was only held.
     pub async fn begin(&mut self) -> Result<()> {
         let statement = self.dialect.begin();
-        self.connection().execute(statement).await?;
+        // Where that fails, a connection that has died must not be left on the line.
         self.begins();
+        self.connection().execute(statement).await?;
         Ok(())
     }
 
@@ -162,6 +163,7 @@ impl Tx {
     }
 
     fn hang_up(mut self) {
+        self.has_ended();
         if let Some(mut connection) = self.line.as_mut().and_then(|line| line.take()) {
             connection.close_on_drop();
         }

@@ -88,7 +88,6 @@ both_databases! {
         let world = World::start(&db).await;
         let left = json!({"id": "cs_left", "object": "checkout.session", "customer": null});
         world.deliver(&event("evt_left", "checkout.session.expired", &left)).await.ok();
-        world.deliver(&thin("billing.meter.no_meter_found", "mtr_1", "billing.meter")).await.ok();
         world.deliver(&thin("customer.subscription.trial_will_end", "sub_1", "subscription")).await.ok();
         world.settle().await;
         assert_eq!(world.inbox_states().await, ["ignored"]);

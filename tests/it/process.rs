@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tollgate::entropy::Entropy;
@@ -150,19 +149,12 @@ async fn robbed_of_its_connections_it_recovers_unrestarted() {
     let daemon = machine.serve().await;
     product.signs_up(&daemon.api).await;
     let load = product.load(&daemon.api);
-    let mut killer = PgConnection::connect(&db.url).await.unwrap();
     for _ in 0..5 {
         load.answers(any_moment()).await;
         let turned_away = load.somebody_is_turned_away();
         tokio::pin!(turned_away);
         loop {
-            sqlx::query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
-            .execute(&mut killer)
-            .await
-            .unwrap();
+            db.hang_up_on_everyone().await;
             if tokio::time::timeout(Duration::from_millis(5), &mut turned_away).await.is_ok() {
                 break;
             }

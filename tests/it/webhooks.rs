@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tollgate::jobs::Job;
 
+use crate::harness::postgres::TestDb;
 use crate::harness::sdk;
 use crate::harness::webhooks::{event, sign, v1};
 use crate::harness::world::{WEBHOOK_SECRET, World};
@@ -460,4 +461,17 @@ both_databases! {
         assert_eq!(world.shown("acme").await, before, "plan, period and usage are as they were");
         assert_eq!(world.run("acme").await["plan_id"], "pro");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_is_taken_though_the_connection_of_the_one_before_has_died() {
+    let db = TestDb::postgres().await;
+    let world = World::start(&db).await;
+    let about = json!({"id": "in_1", "object": "invoice", "customer": null});
+    for n in 0..3 {
+        let told = event(&format!("evt_{n}"), "invoice.paid", &about);
+        assert_eq!(world.deliver(&told).await.status, 200, "{n}");
+        db.hang_up_on_everyone().await;
+    }
+    assert_eq!(world.rows(&["stripe_events"]).await.len(), 3);
 }

@@ -73,6 +73,11 @@ both_databases! {
         let answer = run(&world, "a").await.ok();
         back(&db).await;
         assert_eq!(run(&world, "a").await.ok(), answer, "before any job has run");
+        let other = json!({"events": [{
+            "customer_id": "acme", "feature_id": "ai_runs", "value": 3, "idempotency_key": "a",
+        }]});
+        let told = world.call("POST", "/v1/track/batch", &other).await.ok();
+        assert_eq!(told["results"][0]["error"]["code"], "idempotency_key_reused", "{told}");
         assert_eq!(run(&world, "b").await.ok()["balance"]["usage"], 199, "a comes first");
         assert_eq!(run(&world, "c").await.ok()["balance"]["usage"], 200);
         assert_eq!(run(&world, "d").await.ok()["allowed"], false);

@@ -64,6 +64,18 @@ impl TestDb {
         Self { url: fresh_database().await, kind: Kind::Postgres }
     }
 
+    /// Ends every connection to the database but its own, as a PostgreSQL that restarts does.
+    pub async fn hang_up_on_everyone(&self) {
+        let mut killer = PgConnection::connect(&self.url).await.expect("the database is there");
+        sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .execute(&mut killer)
+        .await
+        .expect("a superuser may");
+    }
+
     /// For the few tests that must know, such as one about row locks.
     pub fn is_postgres(&self) -> bool {
         matches!(self.kind, Kind::Postgres)
