@@ -146,6 +146,12 @@ impl Sandbox {
             "    -d '{{\"customer_id\": \"acme\", \"feature_id\": \"ai_runs\", \"send_event\": true}}'"
         );
         println!(
+            "  curl -s http://{api}/v1/customers/acme/upgrade -H 'Authorization: Bearer {API_KEY}' \\"
+        );
+        println!(
+            "    -d '{{\"plan_id\": \"team\", \"return_url\": \"http://{api}/usage\"}}'   # open its url"
+        );
+        println!(
             "  curl -s -X POST 'http://{api}/admin/api/v1/customers/acme/sync?dry_run=true' \\\n    \
              -H 'Authorization: Bearer {ADMIN_TOKEN}'"
         );
