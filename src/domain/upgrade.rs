@@ -8,6 +8,7 @@
 //! | `trialing`, `active` | lower | our confirm page: at the period's end |
 //! | `past_due`, `unpaid`, `paused` | any other | first the payment is mended |
 //! | a change of it waits for its payment | any other | first that payment |
+//! | `trialing`, `active`, while a downgrade from here is planned | higher | our confirm page: first that is given up |
 //! | any | its own, while a downgrade from here is planned | our confirm page: it is kept |
 //! | any | its own otherwise | refused |
 //! | ends at its period's end | lower | refused: it ends anyway |
@@ -117,7 +118,7 @@ pub enum Way {
     Confirm,
     /// Our page, for a change when the period ends.
     AtPeriodEnd,
-    /// Our page, for giving up such a change.
+    /// Our page, for giving up such a change: to stay, or before another one.
     Keep,
     /// A change is under way: its payment comes first.
     Pending,
@@ -147,9 +148,9 @@ pub fn way(
     use SubscriptionStatus as S;
     let Some(Current { plan, terms, .. }) = current else { return Ok(Way::Checkout) };
     let planned = terms.schedule.as_ref();
+    let moves =
+        planned.is_some_and(|schedule| schedule.is_ours && !schedule.next_price_ids.is_empty());
     if plan.id == wanted.id {
-        let moves =
-            planned.is_some_and(|schedule| schedule.is_ours && !schedule.next_price_ids.is_empty());
         return if moves { Ok(Way::Keep) } else { Err(NoWay::AlreadyOnPlan) };
     }
     if terms.pending_until.is_some() {
@@ -163,6 +164,11 @@ pub fn way(
     }
     if wanted.rank < plan.rank {
         return if terms.ends { Err(NoWay::Ends) } else { Ok(Way::AtPeriodEnd) };
+    }
+    // The way up may end at a card that is declined, and what was planned must outlive that. So it
+    // is given up by a step of its own, which is agreed to as such.
+    if moves {
+        return Ok(Way::Keep);
     }
     // The portal takes neither several items nor a schedule, and does not say what it makes of a
     // subscription that ends.
@@ -243,7 +249,8 @@ mod tests {
         assert_eq!(from_pro(terms(), "team"), Ok(Way::Portal));
         let two = vec![item("base", Some(1)), item("meter", None)];
         assert_eq!(from_pro(Terms { items: two, ..terms() }, "team"), Ok(Way::Confirm));
-        let scheduled = Terms { schedule: Some(schedule(true)), ..terms() };
+        let empty = Schedule { next_price_ids: Vec::new(), ..schedule(true) };
+        let scheduled = Terms { schedule: Some(empty), ..terms() };
         assert_eq!(from_pro(scheduled, "team"), Ok(Way::Confirm));
 
         let catalog = catalog();
@@ -286,7 +293,8 @@ mod tests {
         assert_eq!(from_pro(others.clone(), "team"), Err(NoWay::Scheduled));
         assert_eq!(from_pro(others, "pro"), Err(NoWay::AlreadyOnPlan));
         let ours = Terms { schedule: Some(schedule(true)), ..terms() };
-        assert_eq!(from_pro(ours, "pro"), Ok(Way::Keep));
+        assert_eq!(from_pro(ours.clone(), "pro"), Ok(Way::Keep));
+        assert_eq!(from_pro(ours, "team"), Ok(Way::Keep), "it is given up before anything is paid");
         let empty = Schedule { next_price_ids: Vec::new(), ..schedule(true) };
         let empty = Terms { schedule: Some(empty), ..terms() };
         assert_eq!(from_pro(empty, "pro"), Err(NoWay::AlreadyOnPlan));

@@ -94,10 +94,8 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
                 .line("You confirm it on the next page, which is Stripe's.")
                 .button(format!("Continue to {}", wanted.name))
         }
-        State::Confirm { quote, until, ends, instead } => {
+        State::Confirm { quote, until, ends } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
-            let given_up = format!("What was planned for {} is given up.", day(*until));
-            let said = if *instead { said.line(given_up) } else { said };
             confirm(offered(said, wanted, catalog), wanted, now, *quote, *until, *ends)
         }
         State::AtPeriodEnd { at } => {
@@ -122,8 +120,11 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
         }
         State::Keep { at } => {
             let line = format!("A change of your plan on {} is planned.", day(*at));
-            Said::new(format!("You are on the {} plan", wanted.name), &[&line])
-                .button(format!("Keep {now}"))
+            let said = Said::new(format!("You are on the {now} plan"), &[&line]);
+            let moves_on = view.plan.as_ref().is_some_and(|plan| plan.id != wanted.id);
+            let first = format!("Before you can change to {}, it has to be given up.", wanted.name);
+            let said = if moves_on { said.line(first) } else { said };
+            said.button(format!("Keep {now}"))
         }
         State::Pending { until, url, hurdle } => {
             pending(wanted, now, *until, *hurdle).link("Finish the payment", url.as_ref())

@@ -42,22 +42,21 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
     let quoted = ticket.quoted.as_ref().filter(fresh);
     // What was agreed to must be what is about to happen.
-    let agreed = quoted.filter(|quoted| quoted.change == fingerprint(&survey));
-    match (survey.way, quoted, agreed) {
-        (Err(NoWay::AlreadyOnPlan), _, _) => {
+    let agreed = quoted.filter(|quoted| quoted.change == fingerprint(&survey, survey.way));
+    match (survey.way, agreed) {
+        (Err(NoWay::AlreadyOnPlan), _) => {
             sync_now(app, &ticket.customer_id).await;
             Ok(look)
         }
-        (Ok(way @ Way::Keep), Some(quoted), _)
-        | (Ok(way @ (Way::Confirm | Way::AtPeriodEnd)), _, Some(quoted)) => {
+        (Ok(way @ (Way::Confirm | Way::AtPeriodEnd | Way::Keep)), Some(quoted)) => {
             match carry_out(app, &survey, way, quoted.at).await? {
                 Outcome::Declined => Ok(Step::Declined),
                 Outcome::AsStripeSays => Ok(look),
             }
         }
         // What it costs must be seen before it is agreed to.
-        (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _, _) => Ok(look),
-        (way, _, _) => {
+        (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _) => Ok(look),
+        (way, _) => {
             way?;
             let start = match set_out(app, &survey, &wish, &mut None).await? {
                 Some(start) => start,
@@ -71,18 +70,17 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     }
 }
 
-/// From what to what: another seat or another price since the page was made is another change.
-pub(super) fn fingerprint(survey: &Survey<'_>) -> String {
+/// What going `way` would do: another seat or another price since the page was made is another
+/// change, and whoever gives up what is planned gives up just that.
+pub(super) fn fingerprint(survey: &Survey<'_>, way: Result<Way, NoWay>) -> String {
     let Some(current) = &survey.current else { return String::new() };
-    let item = &current.item;
-    let parts = [
-        current.terms.subscription_id.as_str(),
-        &item.id,
-        &item.price_id,
-        &format!("{:?}", item.quantity),
-        &survey.price_id,
-    ];
-    hex::encode(&Sha256::digest(parts.join("\n"))[..8])
+    let (item, terms) = (&current.item, &current.terms);
+    let what = match way {
+        Ok(Way::Keep) => format!("{:?}", terms.schedule),
+        _ => format!("{} {:?} {}", item.price_id, item.quantity, survey.price_id),
+    };
+    let parts = [&format!("{way:?}"), &terms.subscription_id, &item.id, &what];
+    hex::encode(&Sha256::digest(parts.map(String::as_str).join("\n"))[..8])
 }
 
 enum Outcome {
@@ -103,7 +101,7 @@ async fn carry_out(
     // The same button pressed twice is one change.
     let key = key(id.as_str(), &change);
     if let (Some(schedule), Way::Confirm | Way::Keep) = (&current.terms.schedule, way) {
-        // Whoever moves up, or stays, gives up the move down that was planned.
+        // On the way up it is one that plans nothing; see [`crate::domain::upgrade::way`].
         survey.stripe.release_schedule(&schedule.id).await?;
     }
     match way {

@@ -40,8 +40,6 @@ pub enum State {
         until: Timestamp,
         /// The subscription ends then.
         ends: bool,
-        /// Something was planned for then, and is given up.
-        instead: bool,
     },
     /// It is to be confirmed here, for then.
     AtPeriodEnd {
@@ -130,7 +128,7 @@ async fn state_of(
     if is_news(&survey) {
         sync_now(app, &ticket.customer_id).await;
     }
-    let change = fingerprint(&survey);
+    let change = fingerprint(&survey, survey.way);
     let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
     let terms = &current.terms;
     let at = current.item.period_end;
@@ -149,13 +147,13 @@ async fn state_of(
         }
         Ok(Way::Mend) => State::Mend { url },
         Ok(Way::Keep) => State::Keep { at },
-        Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => State::Planned { at },
+        Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => {
+            return Ok((State::Planned { at }, fingerprint(&survey, Ok(Way::Keep))));
+        }
         Ok(Way::AtPeriodEnd) => State::AtPeriodEnd { at },
         Ok(Way::Confirm) => {
             let quote = survey.stripe.quote(plan_change(current, &survey.price_id, now)).await?;
-            let planned = terms.schedule.as_ref();
-            let instead = planned.is_some_and(|schedule| !schedule.next_price_ids.is_empty());
-            State::Confirm { quote, until: at, ends: terms.ends, instead }
+            State::Confirm { quote, until: at, ends: terms.ends }
         }
     };
     Ok((state, change))

@@ -45,17 +45,37 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "pro");
     }
 
-    async fn a_move_up_gives_up_the_move_down(db: TestDb) {
+    async fn a_move_up_first_gives_up_the_move_down(db: TestDb) {
         let world = start(&db).await;
-        portal(&world).await;
-        subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        add_metered_item(&world, &subscription).await;
         let (_, down) = upgrade(&world, "acme", "starter").await;
         go_on(&world, &down).await;
         let (kind, up) = upgrade(&world, "acme", "team").await;
         assert_eq!(kind, "confirm", "the portal takes no subscription with a schedule");
+        let page = read(&world, &up).await;
+        assert!(page.contains("Before you can change to Team, it has to be given up."), "{page}");
+        assert!(go_on(&world, &up).await.contains("Confirm and pay"));
         assert!(go_on(&world, &up).await.contains("You are on Team"));
         world.advance_to("2026-12-02T12:00:00Z").await;
         assert_eq!(plan_of(&world, "acme").await, "team");
+    }
+
+    async fn a_move_down_outlives_a_move_up_that_was_not_agreed_to_as_giving_it_up(db: TestDb) {
+        let world = start(&db).await;
+        let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, up) = upgrade(&world, "acme", "team").await;
+        let confirm = token_in(&read(&world, &up).await);
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        go_on(&world, &down).await;
+        world.sim.set_card(&stripe_id, Card::Declines).unwrap();
+        let (status, location, _) = press(&world, &confirm).await;
+        assert_eq!(status, 303);
+        let page = read(&world, &location.unwrap()).await;
+        assert!(page.contains("A change of your plan on December 1 is planned."), "{page}");
+        world.sim.set_card(&stripe_id, Card::Works).unwrap();
+        world.advance_to("2026-12-02T12:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "starter");
     }
 
     async fn a_crash_before_anything_is_planned_leaves_nothing_in_the_way(db: TestDb) {
@@ -67,8 +87,7 @@ both_databases! {
         let (_, down) = upgrade(&world, "acme", "starter").await;
         assert!(go_on(&world, &down).await.contains("Starter begins on December 1"));
         let (_, up) = upgrade(&world, "acme", "team").await;
-        let page = read(&world, &up).await;
-        assert!(page.contains("What was planned for December 1 is given up."), "{page}");
+        go_on(&world, &up).await;
         assert!(go_on(&world, &up).await.contains("You are on Team"));
     }
 
