@@ -124,8 +124,8 @@ impl From<UpgradeError> for ApiError {
             }
             UpgradeError::NoPrice => Self::invalid("plan_id", "must be a plan with a price"),
             UpgradeError::NotConfigured => Self::unavailable("not_configured", error.to_string()),
-            UpgradeError::PriceNotInStripe { .. } => {
-                tracing::error!(%error, "an upgrade cannot be sold; tollgate stripe push mends it");
+            UpgradeError::PriceNotInStripe { .. } | UpgradeError::PriceDiffers { .. } => {
+                tracing::error!(%error, "an upgrade cannot be sold");
                 Self::unavailable("not_configured", error.to_string())
             }
             UpgradeError::NoWay(no_way) => {

@@ -6,7 +6,7 @@ use tera::Context;
 use crate::clock::Timestamp;
 use crate::domain::answer::offer;
 use crate::domain::money::Money;
-use crate::domain::plan::{Catalog, Plan, Price};
+use crate::domain::plan::{Catalog, Plan};
 use crate::domain::returning::Return;
 use crate::domain::upgrade::{Hurdle, NoWay, Quote};
 use crate::sync::upgrade::{State, UpgradeError, View};
@@ -98,10 +98,11 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
             confirm(offered(said, wanted, catalog), wanted, now, *quote, *until, *ends)
         }
-        State::AtPeriodEnd { at } => {
+        State::AtPeriodEnd { at, later } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
             offered(said, wanted, catalog)
                 .fact("Due now", "nothing")
+                .fact(&format!("{} from {}", wanted.name, day(*at)), each(*later, wanted))
                 .line(format!(
                     "You keep {now} until {}. From then on it is {}.",
                     day(*at),
@@ -181,8 +182,7 @@ fn confirm(
             day(until)
         ))
     } else {
-        let each = wanted.price.as_ref().map(|price| later(quote.later, price));
-        said.fact(&format!("From {}", day(until)), each.unwrap_or_else(|| quote.later.to_string()))
+        said.fact(&format!("From {}", day(until)), each(quote.later, wanted))
     };
     if nothing {
         return said.button(format!("Change to {}", wanted.name));
@@ -193,9 +193,12 @@ fn confirm(
     .button(format!("Confirm and pay {due}"))
 }
 
-/// `$99/month`, if that is what a period comes to.
-fn later(amount: Money, price: &Price) -> String {
-    format!("{amount}/{}", price.interval.label())
+/// `$99/month`, if that is what a period of the plan comes to.
+fn each(amount: Money, wanted: &Plan) -> String {
+    match &wanted.price {
+        Some(price) => format!("{amount}/{}", price.interval.label()),
+        None => amount.to_string(),
+    }
 }
 
 fn pending(wanted: &Plan, now: &str, until: Timestamp, hurdle: Hurdle) -> Said {

@@ -10,7 +10,8 @@ use super::{
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::link::{Quoted, Ticket};
-use crate::domain::upgrade::{Current, NoWay, Way};
+use crate::domain::money::Money;
+use crate::domain::upgrade::{Current, NoWay, Quote, Way};
 use crate::stripe::{PlanChange, StripeError, StripeErrorKind};
 
 /// How long what the page says about money holds. After that it is shown anew.
@@ -39,11 +40,7 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     let wish = Wish::of(app, ticket, &plan_id);
     let look = Step::Look { token: app.links.upgrade_token(&wish.ticket()) };
     let survey = survey(app, &catalog, &ticket.customer_id, buyable(&catalog, &plan_id)?).await?;
-    let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
-    let quoted = ticket.quoted.as_ref().filter(fresh);
-    // What was agreed to must be what is about to happen.
-    let agreed = quoted.filter(|quoted| quoted.change == fingerprint(&survey, survey.way));
-    match (survey.way, agreed) {
+    match (survey.way, agreed(app, &survey, ticket).await?) {
         (Err(NoWay::AlreadyOnPlan), _) => {
             sync_now(app, &ticket.customer_id).await;
             Ok(look)
@@ -70,16 +67,67 @@ pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     }
 }
 
+/// What the page has shown, if it is what is about to happen, at that cost.
+async fn agreed<'t>(
+    app: &App,
+    survey: &Survey<'_>,
+    ticket: &'t Ticket,
+) -> Result<Option<&'t Quoted>, UpgradeError> {
+    let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
+    let Some(quoted) = ticket.quoted.as_ref().filter(fresh) else { return Ok(None) };
+    let quote = match quote(survey, quoted.at).await {
+        // Stripe reckons nothing for a period that is over.
+        Err(UpgradeError::Stripe(error))
+            if matches!(error.kind, StripeErrorKind::Refused { .. }) =>
+        {
+            return Ok(None);
+        }
+        quote => quote?,
+    };
+    Ok((quoted.change == fingerprint(survey, survey.way, quote)).then_some(quoted))
+}
+
+/// What going the survey's way costs if it is agreed to at `at`; `None` where that is for Stripe's
+/// pages to say, or there is nothing to pay.
+pub(super) async fn quote(
+    survey: &Survey<'_>,
+    at: Timestamp,
+) -> Result<Option<Quote>, UpgradeError> {
+    let (Some(current), Some(price)) = (&survey.current, &survey.wanted.price) else {
+        return Ok(None);
+    };
+    match survey.way {
+        Ok(Way::Confirm) => {
+            let change = plan_change(current, &survey.price_id, at);
+            Ok(Some(survey.stripe.quote(change).await?))
+        }
+        Ok(Way::AtPeriodEnd) => {
+            let seats = i64::try_from(current.item.quantity.unwrap_or(1)).unwrap_or(i64::MAX);
+            let later = Money { minor: price.amount.minor.saturating_mul(seats), ..price.amount };
+            Ok(Some(Quote { due_now: Money { minor: 0, ..price.amount }, later }))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// What going `way` would do: another seat or another price since the page was made is another
-/// change, and whoever gives up what is planned gives up just that.
-pub(super) fn fingerprint(survey: &Survey<'_>, way: Result<Way, NoWay>) -> String {
+/// change, and so are another cost and another period. What later periods cost follows from the
+/// items, and from usage that goes on while the page is read. Whoever gives up what is planned gives
+/// up just that.
+pub(super) fn fingerprint(
+    survey: &Survey<'_>,
+    way: Result<Way, NoWay>,
+    quote: Option<Quote>,
+) -> String {
     let Some(current) = &survey.current else { return String::new() };
     let (item, terms) = (&current.item, &current.terms);
     let what = match way {
         Ok(Way::Keep) => format!("{:?}", terms.schedule),
-        _ => format!("{} {:?} {}", item.price_id, item.quantity, survey.price_id),
+        _ => format!("{:?} {}", terms.items, survey.price_id),
     };
-    let parts = [&format!("{way:?}"), &terms.subscription_id, &item.id, &what];
+    let due_now = quote.map(|quote| quote.due_now);
+    let goes = format!("{way:?} {due_now:?} {}", item.period_end.seconds());
+    let parts = [&goes, &terms.subscription_id, &item.id, &what];
     hex::encode(&Sha256::digest(parts.map(String::as_str).join("\n"))[..8])
 }
 

@@ -117,8 +117,16 @@ pub enum UpgradeError {
     UnknownPlan,
     #[error("plan_id is a plan without a price: it cannot be bought")]
     NoPrice,
-    #[error("Stripe has no active price with the lookup key {lookup_key}")]
+    #[error(
+        "Stripe has no active price with the lookup key {lookup_key}; tollgate stripe push makes it"
+    )]
     PriceNotInStripe { lookup_key: String },
+    /// What the page says would not be what is charged.
+    #[error(
+        "Stripe's price with the lookup key {lookup_key} does not cost what the plans file says; \
+         tollgate stripe push mends it"
+    )]
+    PriceDiffers { lookup_key: String },
     #[error(transparent)]
     NoWay(#[from] NoWay),
     /// A live subscription that cannot be told for a plan's: another one beside it might be one too
@@ -224,9 +232,12 @@ async fn survey<'c>(
 
 async fn price_of(stripe: &Stripe, plan: &Plan) -> Result<String, UpgradeError> {
     let price = plan.price.as_ref().ok_or(UpgradeError::NoPrice)?;
-    let found = stripe.price_by_lookup_key(&price.lookup_key).await?;
-    let lookup_key = || price.lookup_key.clone();
-    found.ok_or_else(|| UpgradeError::PriceNotInStripe { lookup_key: lookup_key() })
+    let lookup_key = price.lookup_key.clone();
+    let Some(found) = stripe.price_by_lookup_key(&lookup_key).await? else {
+        return Err(UpgradeError::PriceNotInStripe { lookup_key });
+    };
+    let is_as_shown = (found.amount, found.interval) == (Some(price.amount), Some(price.interval));
+    if is_as_shown { Ok(found.id) } else { Err(UpgradeError::PriceDiffers { lookup_key }) }
 }
 
 /// The first page of the way that a survey has found; `None` if it was overtaken by events and the

@@ -1,12 +1,13 @@
 //! What our own page says: which change is possible and what it costs, or what came of it.
 
-use super::change::{fingerprint, plan_change};
+use super::change::{fingerprint, quote};
 use super::{Survey, UpgradeError, buyable, survey, sync_now};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::PlanId;
 use crate::domain::link::{Quoted, Ticket};
+use crate::domain::money::Money;
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::upgrade::{Current, Hurdle, NoWay, Quote, Way};
 
@@ -44,6 +45,8 @@ pub enum State {
     /// It is to be confirmed here, for then.
     AtPeriodEnd {
         at: Timestamp,
+        /// What the plan costs for each period from then on.
+        later: Money,
     },
     /// It is planned for then; the button keeps the present plan.
     Planned {
@@ -128,7 +131,8 @@ async fn state_of(
     if is_news(&survey) {
         sync_now(app, &ticket.customer_id).await;
     }
-    let change = fingerprint(&survey, survey.way);
+    let quote = quote(&survey, now).await?;
+    let change = fingerprint(&survey, survey.way, quote);
     let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
     let terms = &current.terms;
     let at = current.item.period_end;
@@ -148,11 +152,14 @@ async fn state_of(
         Ok(Way::Mend) => State::Mend { url },
         Ok(Way::Keep) => State::Keep { at },
         Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => {
-            return Ok((State::Planned { at }, fingerprint(&survey, Ok(Way::Keep))));
+            return Ok((State::Planned { at }, fingerprint(&survey, Ok(Way::Keep), None)));
         }
-        Ok(Way::AtPeriodEnd) => State::AtPeriodEnd { at },
+        Ok(Way::AtPeriodEnd) => {
+            let quote = quote.ok_or(UpgradeError::Overtaken)?;
+            State::AtPeriodEnd { at, later: quote.later }
+        }
         Ok(Way::Confirm) => {
-            let quote = survey.stripe.quote(plan_change(current, &survey.price_id, now)).await?;
+            let quote = quote.ok_or(UpgradeError::Overtaken)?;
             State::Confirm { quote, until: at, ends: terms.ends }
         }
     };

@@ -77,9 +77,13 @@ both_databases! {
         let (_, url) = upgrade(&world, "acme", "pro").await;
         let page = read(&world, &url).await;
         assert!(page.contains("<dd>$297/month</dd>"), "{page}");
+        world.settle().await;
         go_on(&world, &url).await;
         let items = &live(&world, &stripe_id).await[0]["items"]["data"];
         assert_eq!((&items[0]["quantity"], items[0]["price"]["lookup_key"].as_str()), (&json!(3), Some("pro_monthly")));
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        let page = read(&world, &down).await;
+        assert!(page.contains("<dt>Starter from December 1</dt><dd>$87/month</dd>"), "{page}");
     }
 
     async fn pressing_twice_charges_once(db: TestDb) {
@@ -183,6 +187,42 @@ both_databases! {
         assert_eq!(status, 303);
         assert!(read(&world, &location.unwrap()).await.contains("Confirm and pay $70"));
         assert_eq!(charges(&world, &stripe_id).await, []);
+    }
+
+    async fn what_else_has_come_to_be_paid_is_shown_before_it_is_agreed_to(db: TestDb) {
+        let world = start(&db).await;
+        let (stripe_id, subscription) = with_two_items(&world, "acme").await;
+        let (_, url) = upgrade(&world, "acme", "pro").await;
+        let token = token_in(&read(&world, &url).await);
+        let form = [
+            ("currency", "usd"),
+            ("unit_amount", "1000"),
+            ("product_data[name]", "Support"),
+            ("recurring[interval]", "month"),
+        ];
+        let support = world.stripe("POST", "/v1/prices", &form).await;
+        let item = [
+            ("items[0][price]", support["id"].as_str().unwrap()),
+            ("proration_behavior", "none"),
+        ];
+        world.stripe("POST", &format!("/v1/subscriptions/{subscription}"), &item).await;
+        let (status, location, _) = press(&world, &token).await;
+        assert_eq!(status, 303);
+        assert!(read(&world, &location.unwrap()).await.contains("<dd>$109/month</dd>"));
+        assert_eq!(charges(&world, &stripe_id).await, []);
+    }
+
+    async fn a_price_that_stripe_has_otherwise_is_not_sold(db: TestDb) {
+        let plans = include_str!("../../../plans.example.toml").replace("\"99.00\"", "\"89.00\"");
+        let world = World::with_plans(&db, &plans).await;
+        world.customer("acme").await;
+        let reply = ask(&world, "acme", "pro", &format!("{PUBLIC}/x")).await;
+        assert_eq!((reply.status, reply.error()), (503, "not_configured".to_owned()));
+        let message = reply.body["error"]["message"].as_str().unwrap();
+        for word in ["pro_monthly", "tollgate stripe push"] {
+            assert!(message.contains(word), "{message}");
+        }
+        assert_eq!(open_sessions(&world).await.len(), 0);
     }
 
     async fn a_lost_answer_is_one_change_all_the_same(db: TestDb) {

@@ -91,6 +91,22 @@ both_databases! {
         assert!(go_on(&world, &up).await.contains("You are on Team"));
     }
 
+    async fn what_was_shown_before_a_renewal_is_shown_anew_after_it(db: TestDb) {
+        let world = start(&db).await;
+        subscriber(&world, "acme", "pro_monthly").await;
+        world.advance_to("2026-12-01T07:50:00Z").await;
+        let (_, url) = upgrade(&world, "acme", "starter").await;
+        let page = read(&world, &url).await;
+        assert!(page.contains("Change to Starter on December 1"), "{page}");
+        world.advance_to("2026-12-01T08:10:00Z").await;
+        let (status, location, _) = press(&world, &token_in(&page)).await;
+        assert_eq!(status, 303);
+        let page = read(&world, &location.unwrap()).await;
+        assert!(page.contains("Change to Starter on January 1"), "{page}");
+        let schedules = world.stripe("GET", "/v1/subscription_schedules", &[]).await;
+        assert_eq!(schedules["data"].as_array().unwrap().len(), 0);
+    }
+
     async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
         let world = start(&db).await;
         let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
