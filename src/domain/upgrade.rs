@@ -5,12 +5,13 @@
 //! | none, or only `incomplete` | any with a price | Checkout |
 //! | `trialing`, `active`; one item, nothing planned, and the portal offers the price | higher | the portal |
 //! | `trialing`, `active`; otherwise | higher | our confirm page |
-//! | `trialing`, `active` | lower | our confirm page: at the period's end |
+//! | `active` | lower | our confirm page: at the period's end |
 //! | `past_due`, `unpaid`, `paused` | any other | first the payment is mended |
 //! | a change of it waits for its payment | any other | first that payment |
 //! | `trialing`, `active`, while a downgrade from here is planned | higher | our confirm page: first that is given up |
 //! | any | its own, while a downgrade from here is planned | our confirm page: it is kept |
 //! | any | its own otherwise | refused |
+//! | on trial, or with a discount | lower | refused: a schedule of ours would end both |
 //! | ends at its period's end | lower | refused: it ends anyway |
 //! | others' schedule is on it | any other | refused: a person planned something |
 //! | none to a plan of ours, but one to something else | any | refused |
@@ -37,6 +38,22 @@ pub struct Terms {
     pub schedule: Option<Schedule>,
     /// The newest invoice, if that is not paid.
     pub unpaid: Option<UnpaidInvoice>,
+    /// It or one of its items has a discount.
+    pub discounted: bool,
+    pub billing: Billing,
+}
+
+/// How a subscription is paid for and taxed. A phase of a schedule that does not repeat it loses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Billing {
+    /// Stripe's word for it.
+    pub collection_method: String,
+    /// With invoices that are sent.
+    pub days_until_due: Option<u64>,
+    /// Its own; `None` if it is paid for as its customer pays.
+    pub default_payment_method: Option<String>,
+    pub default_tax_rates: Vec<String>,
+    pub automatic_tax: bool,
 }
 
 /// An invoice that was tried to be paid in vain.
@@ -66,6 +83,7 @@ pub struct Item {
     pub price_id: String,
     /// `None` for a metered price.
     pub quantity: Option<u64>,
+    pub tax_rates: Vec<String>,
     pub period_start: Timestamp,
     pub period_end: Timestamp,
 }
@@ -135,6 +153,10 @@ pub enum NoWay {
     Ends,
     #[error("a change of the customer's subscription is scheduled at Stripe already")]
     Scheduled,
+    #[error(
+        "the customer's subscription is on trial or has a discount, which a move down would end"
+    )]
+    DiscountedOrOnTrial,
 }
 
 /// The way from `current` (`None` without a live subscription) to `wanted`, whose price at Stripe is
@@ -163,7 +185,12 @@ pub fn way(
         return Err(NoWay::Scheduled);
     }
     if wanted.rank < plan.rank {
-        return if terms.ends { Err(NoWay::Ends) } else { Ok(Way::AtPeriodEnd) };
+        let particular = terms.discounted || terms.status == S::Trialing;
+        return match (terms.ends, particular) {
+            (true, _) => Err(NoWay::Ends),
+            (false, true) => Err(NoWay::DiscountedOrOnTrial),
+            (false, false) => Ok(Way::AtPeriodEnd),
+        };
     }
     // The way up may end at a card that is declined, and what was planned must outlive that. So it
     // is given up by a step of its own, which is agreed to as such.
@@ -200,6 +227,7 @@ mod tests {
             id: id.to_owned(),
             price_id: format!("price_{id}"),
             quantity,
+            tax_rates: Vec::new(),
             period_start: Timestamp::from_seconds(1_800_000_000),
             period_end: Timestamp::from_seconds(1_802_678_400),
         }
@@ -221,6 +249,8 @@ mod tests {
             pending_until: None,
             schedule: None,
             unpaid: None,
+            discounted: false,
+            billing: Billing::default(),
         }
     }
 
@@ -273,6 +303,16 @@ mod tests {
         assert_eq!(from_pro(terms(), "starter"), Ok(Way::AtPeriodEnd));
         assert_eq!(from_pro(Terms { ends: true, ..terms() }, "starter"), Err(NoWay::Ends));
         assert_eq!(from_pro(Terms { ends: true, ..terms() }, "team"), Ok(Way::Confirm));
+    }
+
+    #[test]
+    fn what_a_move_down_would_cost_beside_the_plan_forbids_it() {
+        let discounted = Terms { discounted: true, ..terms() };
+        let on_trial = Terms { status: SubscriptionStatus::Trialing, ..terms() };
+        for particular in [discounted, on_trial] {
+            assert_eq!(from_pro(particular.clone(), "team"), Ok(Way::Portal));
+            assert_eq!(from_pro(particular, "starter"), Err(NoWay::DiscountedOrOnTrial));
+        }
     }
 
     #[test]

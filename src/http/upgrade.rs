@@ -133,6 +133,7 @@ impl From<UpgradeError> for ApiError {
                     NoWay::AlreadyOnPlan => "already_on_plan",
                     NoWay::Ends => "subscription_ends",
                     NoWay::Scheduled => "subscription_scheduled",
+                    NoWay::DiscountedOrOnTrial => "discounted_or_on_trial",
                 };
                 conflict(code, &error).param("plan_id")
             }

@@ -13,20 +13,17 @@ use super::{subscriptions, updates};
 /// Stripe's parameters of a schedule that the simulator refuses.
 const NOT_SIMULATED: [&str; 5] =
     ["billing_mode", "customer_account", "default_settings", "pause_schedules", "start_date"];
-const PHASE_NOT_SIMULATED: [&str; 17] = [
+const PHASE_NOT_SIMULATED: [&str; 14] = [
     "add_invoice_items",
     "application_fee_percent",
     "automatic_tax",
     "billing_cycle_anchor",
     "billing_thresholds",
-    "collection_method",
     "currency",
-    "default_payment_method",
     "default_tax_rates",
     "description",
     "discounts",
     "duration",
-    "invoice_settings",
     "iterations",
     "on_behalf_of",
     "transfer_data",
@@ -47,7 +44,10 @@ fn around(call: &mut Call<'_>, mut subscription: Subscription) -> Value {
         .iter()
         .map(|item| render_item(&item.price, item.quantity, &json!(item.metadata)))
         .collect();
-    let phase = render_phase(&subscription.currency, start_s, end_s, items, "create_prorations");
+    let mut phase =
+        render_phase(&subscription.currency, start_s, end_s, items, "create_prorations");
+    phase["collection_method"] = subscription.collection_method.into();
+    phase["default_payment_method"] = subscription.default_payment_method.clone();
     let schedule = json!({
         "id": call.id("sub_sched"),
         "object": "subscription_schedule",
@@ -256,6 +256,13 @@ fn read_phases(
         let proration = phase.word("proration_behavior", &PRORATIONS)?;
         let end_s = phase.integer("end_date")?.unwrap_or(i64::MAX);
         let metadata = MetadataChange::fresh(phase.metadata()?);
+        let ways = ["charge_automatically", "send_invoice"];
+        let way = phase.word("collection_method", &ways)?;
+        let method = phase.text("default_payment_method")?;
+        if let Some(mut settings) = phase.section("invoice_settings")? {
+            settings.count("days_until_due")?;
+            settings.finish(&["account_tax_ids", "issuer"])?;
+        }
         phase.finish(&PHASE_NOT_SIMULATED)?;
         if end_s <= start_s {
             return Err(ApiError::invalid("phases[end_date]", "A phase must end after its start."));
@@ -264,6 +271,8 @@ fn read_phases(
         let currency = text(current, "currency");
         let mut shown = render_phase(currency, start_s, end_s, items, proration);
         shown["metadata"] = metadata.into();
+        shown["collection_method"] = way.into();
+        shown["default_payment_method"] = method.into();
         phases.push(shown);
         start_s = end_s;
     }
@@ -391,6 +400,9 @@ fn enter_phase(call: &mut Call<'_>, subscription: Subscription, phase: &Value) {
             form.push((name("quantity"), quantity.to_string()));
         }
     }
+    // What a phase does not say of it is as its customer pays.
+    let method = phase["default_payment_method"].as_str().unwrap_or_default();
+    form.push(("default_payment_method".into(), method.to_owned()));
     form.push(("proration_behavior".into(), text(phase, "proration_behavior").to_owned()));
     let pairs: Vec<(&str, &str)> =
         form.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -10,7 +10,7 @@ use super::{Stripe, StripeError};
 use crate::clock::Timestamp;
 use crate::domain::money::{Currency, Money};
 use crate::domain::subscription::SubscriptionStatus;
-use crate::domain::upgrade::{Hurdle, Item, Quote, Schedule, Terms, UnpaidInvoice};
+use crate::domain::upgrade::{Billing, Hurdle, Item, Quote, Schedule, Terms, UnpaidInvoice};
 
 /// Another price for one of a subscription's items; the others stay as they are.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,9 @@ impl Stripe {
             true => self.all_items(subscription_id).await?,
             false => found.items.data,
         };
+        let has_discount = |discounts: &[String]| !discounts.is_empty();
+        let discounted = has_discount(&found.discounts)
+            || items.iter().any(|item| has_discount(&item.discounts));
         let unpaid =
             found.latest_invoice.filter(|invoice| invoice.status.as_deref() == Some("open"));
         Ok(Terms {
@@ -55,6 +58,14 @@ impl Stripe {
                 .pending_update
                 .map(|pending| Timestamp::from_seconds(pending.expires_at)),
             schedule,
+            discounted,
+            billing: Billing {
+                collection_method: found.collection_method,
+                days_until_due: found.days_until_due,
+                default_payment_method: found.default_payment_method,
+                default_tax_rates: ids(found.default_tax_rates),
+                automatic_tax: found.automatic_tax.enabled,
+            },
             unpaid: unpaid.map(|invoice| UnpaidInvoice {
                 id: invoice.id,
                 url: invoice.hosted_invoice_url,
@@ -183,23 +194,17 @@ impl Stripe {
         let end = item.period_end.seconds();
         let items = |changed_id: Option<&str>| {
             let items = terms.items.iter().map(|item| match changed_id == Some(item.id.as_str()) {
-                true => PhaseItem { price: change.price_id, quantity: item.quantity },
-                false => PhaseItem { price: item.price_id.as_str(), quantity: item.quantity },
+                true => PhaseItem::of(item, change.price_id),
+                false => PhaseItem::of(item, &item.price_id),
             });
             items.collect()
         };
         let now = Phase {
-            items: items(None),
             start_date: Some(start),
             end_date: Some(end),
-            proration_behavior: "none",
+            ..Phase::of(&terms.billing, items(None))
         };
-        let then = Phase {
-            items: items(Some(change.item_id)),
-            start_date: None,
-            end_date: None,
-            proration_behavior: "none",
-        };
+        let then = Phase::of(&terms.billing, items(Some(change.item_id)));
         let form = ScheduleForm {
             end_behavior: "release",
             metadata: OurMetadata { tollgate_customer_id: customer_id },
@@ -237,6 +242,26 @@ struct Found {
     pending_update: Option<PendingUpdate>,
     schedule: Option<String>,
     latest_invoice: Option<LatestInvoice>,
+    discounts: Vec<String>,
+    collection_method: String,
+    days_until_due: Option<u64>,
+    default_payment_method: Option<String>,
+    default_tax_rates: Option<Vec<Named>>,
+    automatic_tax: AutomaticTax,
+}
+
+#[derive(miniserde::Deserialize)]
+struct Named {
+    id: String,
+}
+
+fn ids(named: Option<Vec<Named>>) -> Vec<String> {
+    named.into_iter().flatten().map(|named| named.id).collect()
+}
+
+#[derive(Serialize, miniserde::Deserialize)]
+struct AutomaticTax {
+    enabled: bool,
 }
 
 #[derive(miniserde::Deserialize)]
@@ -244,6 +269,8 @@ struct FoundItem {
     id: String,
     price: FoundPrice,
     quantity: Option<u64>,
+    discounts: Vec<String>,
+    tax_rates: Option<Vec<Named>>,
     current_period_start: i64,
     current_period_end: i64,
 }
@@ -259,6 +286,7 @@ impl From<FoundItem> for Item {
             id: item.id,
             price_id: item.price.id,
             quantity: item.quantity,
+            tax_rates: ids(item.tax_rates),
             period_start: Timestamp::from_seconds(item.current_period_start),
             period_end: Timestamp::from_seconds(item.current_period_end),
         }
@@ -395,6 +423,38 @@ struct Phase<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     end_date: Option<i64>,
     proration_behavior: &'static str,
+    collection_method: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invoice_settings: Option<InvoiceSettings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_payment_method: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    default_tax_rates: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    automatic_tax: Option<AutomaticTax>,
+}
+
+impl<'a> Phase<'a> {
+    /// One that is paid for and taxed as the subscription is.
+    fn of(billing: &'a Billing, items: Vec<PhaseItem<'a>>) -> Self {
+        let days_until_due = billing.days_until_due;
+        Self {
+            items,
+            start_date: None,
+            end_date: None,
+            proration_behavior: "none",
+            collection_method: &billing.collection_method,
+            invoice_settings: days_until_due.map(|days| InvoiceSettings { days_until_due: days }),
+            default_payment_method: billing.default_payment_method.as_deref(),
+            default_tax_rates: &billing.default_tax_rates,
+            automatic_tax: billing.automatic_tax.then_some(AutomaticTax { enabled: true }),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct InvoiceSettings {
+    days_until_due: u64,
 }
 
 #[derive(Serialize)]
@@ -402,4 +462,13 @@ struct PhaseItem<'a> {
     price: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     quantity: Option<u64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    tax_rates: &'a [String],
+}
+
+impl<'a> PhaseItem<'a> {
+    /// The item, at this price.
+    fn of(item: &'a Item, price: &'a str) -> Self {
+        Self { price, quantity: item.quantity, tax_rates: &item.tax_rates }
+    }
 }

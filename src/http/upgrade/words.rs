@@ -230,6 +230,10 @@ fn refused(no_way: NoWay) -> &'static str {
         NoWay::Ends => {
             "Your subscription ends when its period does. Until then you keep your plan."
         }
+        NoWay::DiscountedOrOnTrial => {
+            "You are on trial or have a discount, which a change to this plan would end. Ask the \
+              people who sell it to you."
+        }
         NoWay::Scheduled => {
             "A change of your subscription is planned already. Ask the people who sell it to you."
         }

@@ -94,17 +94,43 @@ both_databases! {
     async fn what_was_shown_before_a_renewal_is_shown_anew_after_it(db: TestDb) {
         let world = start(&db).await;
         subscriber(&world, "acme", "pro_monthly").await;
-        world.advance_to("2026-12-01T07:50:00Z").await;
+        world.advance_to("2026-12-01T08:50:00Z").await;
         let (_, url) = upgrade(&world, "acme", "starter").await;
         let page = read(&world, &url).await;
         assert!(page.contains("Change to Starter on December 1"), "{page}");
-        world.advance_to("2026-12-01T08:10:00Z").await;
+        world.advance_to("2026-12-01T09:10:00Z").await;
         let (status, location, _) = press(&world, &token_in(&page)).await;
         assert_eq!(status, 303);
         let page = read(&world, &location.unwrap()).await;
         assert!(page.contains("Change to Starter on January 1"), "{page}");
         let schedules = world.stripe("GET", "/v1/subscription_schedules", &[]).await;
         assert_eq!(schedules["data"].as_array().unwrap().len(), 0);
+    }
+
+    async fn a_move_down_keeps_how_the_subscription_is_paid_for(db: TestDb) {
+        let world = start(&db).await;
+        let (stripe_id, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let cards = format!("/v1/payment_methods?customer={stripe_id}");
+        let card = world.stripe("GET", &cards, &[]).await["data"][0]["id"].clone();
+        let path = format!("/v1/subscriptions/{subscription}");
+        world.stripe("POST", &path, &[("default_payment_method", card.as_str().unwrap())]).await;
+        let (_, url) = upgrade(&world, "acme", "starter").await;
+        go_on(&world, &url).await;
+        world.advance_to("2026-12-01T11:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "starter");
+        assert_eq!(world.stripe("GET", &path, &[]).await["default_payment_method"], card);
+    }
+
+    async fn a_trial_is_not_ended_by_a_move_down(db: TestDb) {
+        let world = start(&db).await;
+        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let until = world.clock.now().plus(std::time::Duration::from_secs(10 * 86_400));
+        let until = until.seconds().to_string();
+        let form = [("trial_end", until.as_str()), ("proration_behavior", "none")];
+        world.stripe("POST", &format!("/v1/subscriptions/{subscription}"), &form).await;
+        let error = ask(&world, "acme", "starter", APP).await.error();
+        assert_eq!(error, "discounted_or_on_trial: plan_id");
+        assert_eq!(upgrade(&world, "acme", "team").await.0, "confirm");
     }
 
     async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
