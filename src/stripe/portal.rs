@@ -15,8 +15,10 @@ const PAGE: i64 = 100;
 /// What a link into the portal opens.
 #[derive(Debug, Clone, Copy)]
 pub enum PortalFlow<'a> {
-    /// The portal's home: how it is paid, and what was.
+    /// The portal's home: how it is paid, what was, and whatever else the configuration offers.
     Home,
+    /// Another way to pay, and nothing else.
+    PaymentMethod,
     /// The confirmation of another price for the subscription's only item.
     Confirm { subscription_id: &'a str, item_id: &'a str, price_id: &'a str, quantity: Option<u64> },
 }
@@ -62,16 +64,13 @@ impl Stripe {
         }
         let flow_data = match flow {
             PortalFlow::Home => None,
+            PortalFlow::PaymentMethod => {
+                Some(FlowData::of("payment_method_update", None, canceled_url))
+            }
             PortalFlow::Confirm { subscription_id, item_id, price_id, quantity } => {
                 let items = [FlowItem { id: item_id, price: price_id, quantity }];
-                Some(FlowData {
-                    kind: "subscription_update_confirm",
-                    subscription_update_confirm: Confirm { subscription: subscription_id, items },
-                    after_completion: AfterCompletion {
-                        kind: "redirect",
-                        redirect: Redirect { return_url: done_url },
-                    },
-                })
+                let confirm = Confirm { subscription: subscription_id, items };
+                Some(FlowData::of("subscription_update_confirm", Some(confirm), done_url))
             }
         };
         let form = SessionForm {
@@ -135,8 +134,21 @@ struct SessionForm<'a> {
 struct FlowData<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    subscription_update_confirm: Confirm<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscription_update_confirm: Option<Confirm<'a>>,
     after_completion: AfterCompletion<'a>,
+}
+
+impl<'a> FlowData<'a> {
+    /// One that leads to `return_url` when it is through.
+    fn of(kind: &'static str, confirm: Option<Confirm<'a>>, return_url: &'a str) -> Self {
+        let redirect = Redirect { return_url };
+        Self {
+            kind,
+            subscription_update_confirm: confirm,
+            after_completion: AfterCompletion { kind: "redirect", redirect },
+        }
+    }
 }
 
 #[derive(Serialize)]

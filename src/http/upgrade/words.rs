@@ -135,7 +135,7 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
                 ["Your last payment did not go through. Once it is paid you can change your plan."];
             Said::new("A payment is missing", &lines)
                 .link("Pay the open invoice", url.as_ref())
-                .button("Open the billing page")
+                .button("Pay in another way")
         }
         State::Refused(no_way) => Said::new("Not right now", &[refused(*no_way)]),
     }

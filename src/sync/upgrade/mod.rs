@@ -46,6 +46,18 @@ pub struct Wish {
     pub return_url: Option<ReturnUrl>,
     /// Until when a link to our own page is good.
     pub expires_at: Timestamp,
+    /// Whose it is.
+    asker: Asker,
+}
+
+/// Who asks for a way to another plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// The product, which knows that it is the customer who is in front of it.
+    Product,
+    /// Whoever holds a link. Links are in mails, and mails are passed on: they must not open a
+    /// customer's invoices and addresses.
+    Holder,
 }
 
 impl Wish {
@@ -57,7 +69,7 @@ impl Wish {
         now: Timestamp,
     ) -> Self {
         let (return_url, expires_at) = (Some(return_url), now.plus(LINK_FOR));
-        Self { customer_id, plan_id, return_url, expires_at }
+        Self { customer_id, plan_id, return_url, expires_at, asker: Asker::Product }
     }
 
     /// The one of whoever holds `ticket`.
@@ -68,6 +80,7 @@ impl Wish {
             // What was signed yesterday may lead where nothing of ours is today.
             return_url: ticket.return_url.as_deref().and_then(|url| app.returns.check(url)),
             expires_at: ticket.expires_at,
+            asker: Asker::Holder,
         }
     }
 
@@ -255,7 +268,7 @@ async fn set_out(
             Ok(url.map(|url| Start { url, kind: StartKind::Checkout }))
         }
         Way::Portal | Way::Mend => {
-            let url = portal_link(survey, &wish.way_back(app)).await?;
+            let url = portal_link(survey, wish.asker, &wish.way_back(app)).await?;
             let start = url.map(|url| Start { url, kind: StartKind::Portal });
             Ok(Some(start.unwrap_or_else(ours)))
         }
@@ -267,20 +280,22 @@ async fn set_out(
 /// or that it does not offer the price: then our own page has to do.
 async fn portal_link(
     survey: &Survey<'_>,
+    asker: Asker,
     back: &ReturnUrl,
 ) -> Result<Option<String>, UpgradeError> {
     let (Some(stripe_id), Some(current)) = (&survey.customer.stripe_customer_id, &survey.current)
     else {
         return Ok(None);
     };
-    let flow = match survey.way {
-        Ok(Way::Portal) => PortalFlow::Confirm {
+    let flow = match (survey.way, asker) {
+        (Ok(Way::Portal), _) => PortalFlow::Confirm {
             subscription_id: &current.terms.subscription_id,
             item_id: &current.item.id,
             price_id: &survey.price_id,
             quantity: current.item.quantity,
         },
-        _ => PortalFlow::Home,
+        (_, Asker::Product) => PortalFlow::Home,
+        (_, Asker::Holder) => PortalFlow::PaymentMethod,
     };
     let configuration = survey.portal.as_ref().map(|portal| portal.configuration_id.as_str());
     let (done, canceled) = (back.with(Return::Done), back.with(Return::Canceled));

@@ -2,6 +2,13 @@
 
 use super::*;
 
+/// What the newest link into the portal opens; null for all of it.
+fn portal_flow(world: &World) -> Value {
+    let events = world.sim.events().into_iter().rev();
+    let mut made = events.filter(|event| event["type"] == "billing_portal.session.created");
+    made.next().expect("a link was made")["data"]["object"]["flow"].clone()
+}
+
 both_databases! {
     async fn one_item_goes_up_by_the_portal_and_the_gate_is_open(db: TestDb) {
         let world = start(&db).await;
@@ -67,6 +74,10 @@ both_databases! {
             let (kind, url) = upgrade(&world, status, "pro").await;
             assert_eq!(kind, "portal", "{status}");
             assert!(world.sim.confirm_portal(id_in(&url)).is_err(), "there is nothing to confirm");
+            assert_eq!(portal_flow(&world), Value::Null, "the product opens all of it");
+            let page = read(&world, &world.check(status).await["upgrade"]["url"].as_str().unwrap().to_owned()).await;
+            assert_eq!(press(&world, &token_in(&page)).await.0, 200);
+            assert_eq!(portal_flow(&world)["type"], "payment_method_update", "a link in a mail does not");
         }
     }
 }
