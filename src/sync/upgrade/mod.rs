@@ -168,6 +168,10 @@ pub async fn start(app: &App, wish: &Wish) -> Result<Start, UpgradeError> {
     let mut over = None;
     for _ in 0..ATTEMPTS {
         let survey = survey(app, &catalog, &wish.customer_id, wanted).await?;
+        if page::is_news(&survey) {
+            // Who is told that there is nothing to buy must find the gate open.
+            sync_now(app, &wish.customer_id).await;
+        }
         if let Some(start) = set_out(app, &survey, wish, &mut over).await? {
             return Ok(start);
         }

@@ -168,7 +168,7 @@ async fn state_of(
 
 /// Whether Stripe says something that has not been heard of here yet: then the customer, who may
 /// just have paid, must not have to wait for the webhook.
-fn is_news(survey: &Survey<'_>) -> bool {
+pub(super) fn is_news(survey: &Survey<'_>) -> bool {
     let tier = &survey.customer.tier;
     let Some(current) = &survey.current else { return tier.subscription.is_some() };
     let known = tier.subscription.as_ref().is_some_and(|known| {

@@ -100,6 +100,7 @@ both_databases! {
         let session = pay(&world, &url).unwrap();
         // No webhook has arrived yet.
         assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
+        assert_eq!(plan_of(&world, "acme").await, "pro", "who is told so has it");
         assert_eq!(upgrade(&world, "acme", "team").await.0, "confirm");
         assert_eq!(live(&world, session["customer"].as_str().unwrap()).await.len(), 1);
         assert_eq!(open_sessions(&world).await.len(), 0);
