@@ -140,9 +140,8 @@ pub fn several_live(
     tier: &Tier,
     subscriptions: &[Subscription],
 ) -> Option<String> {
-    let is_to_a_plan = |s: &&Subscription| item_in_plans(catalog, s).is_some();
-    let live = subscriptions.iter().filter(|s| is_live(&s.status)).filter(is_to_a_plan);
-    let live: Vec<_> = live.collect();
+    let live = subscriptions.iter().filter(|s| is_live(&s.status));
+    let live: Vec<_> = live.filter(|s| is_to_a_plan(catalog, s)).collect();
     if live.len() < 2 {
         return None;
     }
@@ -193,6 +192,11 @@ fn candidate<'a, 'c>(
         _ => Standing::Good,
     };
     Some(Candidate { subscription, item, plan, standing })
+}
+
+/// Whether a subscription, live or not, is to a plan of the plans file.
+pub fn is_to_a_plan(catalog: &Catalog, subscription: &Subscription) -> bool {
+    item_in_plans(catalog, subscription).is_some()
 }
 
 /// The item that names plan and period: one whose price is a plan's, the licensed base before a

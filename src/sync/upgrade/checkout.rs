@@ -34,6 +34,13 @@ pub(super) async fn open(
     over: &mut Option<String>,
 ) -> Result<Option<String>, UpgradeError> {
     let price_id = price_of(&survey.stripe, survey.wanted).await?;
+    // Whoever goes to this page gives up a first payment that was begun elsewhere and not finished:
+    // paid beside it that would be a second subscription.
+    for unfinished in &survey.incomplete {
+        if !survey.stripe.give_up_first_payment(unfinished).await? {
+            return Ok(None);
+        }
+    }
     let Some(stripe_customer_id) = customer::ensure(app, survey).await? else { return Ok(None) };
     let now = app.clock.now();
     let wanted = Checkout {
@@ -104,13 +111,6 @@ async fn make(
     held: &Checkout,
     back: &ReturnUrl,
 ) -> Result<Option<String>, UpgradeError> {
-    // Whoever begins anew gives up a first payment that was begun elsewhere and not finished: paid
-    // beside this one it would be a second subscription.
-    for unfinished in &survey.incomplete {
-        if !survey.stripe.give_up_first_payment(unfinished).await? {
-            return Ok(None);
-        }
-    }
     let new = NewCheckout {
         customer_id: held.customer_id.as_str(),
         stripe_customer_id: &held.stripe_customer_id,

@@ -23,7 +23,7 @@ use crate::domain::link::Ticket;
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::returning::{Return, ReturnUrl};
 use crate::domain::subscription::SubscriptionStatus;
-use crate::domain::tier::{NoTier, giving};
+use crate::domain::tier::{NoTier, giving, is_to_a_plan};
 use crate::domain::upgrade::{Current, NoWay, Portal, Way, way};
 use crate::store::StoreError;
 use crate::stripe::{PortalFlow, Stripe, StripeError, StripeErrorKind};
@@ -191,7 +191,8 @@ struct Survey<'c> {
     wanted: &'c Plan,
     stripe: Stripe,
     current: Option<Current<'c>>,
-    /// Subscriptions whose first payment was begun and not finished: each may still become one.
+    /// Subscriptions to plans whose first payment was begun and not finished: each may still become
+    /// one that is paid for.
     incomplete: Vec<String>,
     portal: Option<Portal>,
     way: Result<Way, NoWay>,
@@ -239,8 +240,10 @@ async fn survey<'c>(
         survey.portal = stripe.portal().await?;
         survey.current = Some(Current { plan, item, terms });
     }
-    let incomplete = |status: &SubscriptionStatus| *status == SubscriptionStatus::Incomplete;
-    let unfinished = subscriptions.iter().filter(|found| incomplete(&found.status));
+    // What else is sold to the same Stripe customer is none of our business.
+    let unfinished = subscriptions.iter().filter(|found| {
+        found.status == SubscriptionStatus::Incomplete && is_to_a_plan(catalog, found)
+    });
     survey.incomplete = unfinished.map(|found| found.id.clone()).collect();
     let current = survey.current.as_ref();
     survey.way = way(wanted, &survey.price_id, current, survey.portal.as_ref());

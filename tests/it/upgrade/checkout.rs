@@ -190,15 +190,43 @@ both_databases! {
             ("items[0][price]", &price),
             ("payment_behavior", "default_incomplete"),
         ];
-        let begun = world.stripe("POST", "/v1/subscriptions", &form).await;
-        assert_eq!(begun["status"], "incomplete");
+        let begin = async || {
+            let begun = world.stripe("POST", "/v1/subscriptions", &form).await;
+            assert_eq!(begun["status"], "incomplete");
+            begun["latest_invoice"].as_str().unwrap().to_owned()
+        };
+        let before = begin().await;
         let (kind, url) = upgrade(&world, "acme", "pro").await;
         assert_eq!(kind, "checkout");
-        let invoice = begun["latest_invoice"].as_str().unwrap();
-        assert!(world.sim.authenticate(invoice, true).is_err(), "its invoice is void");
+        assert!(world.sim.authenticate(&before, true).is_err(), "its invoice is void");
+        // The same page again is as alone as it was.
+        let after = begin().await;
+        assert_eq!(upgrade(&world, "acme", "pro").await.1, url);
+        assert!(world.sim.authenticate(&after, true).is_err(), "its invoice is void");
         pay(&world, &url).unwrap();
         world.settle().await;
         assert_eq!(plan_of(&world, "acme").await, "pro");
+    }
+
+    async fn a_first_payment_for_something_else_is_left_alone(db: TestDb) {
+        let world = start(&db).await;
+        world.customer("acme").await;
+        let stripe_id = world.link("acme").await;
+        let form = [
+            ("currency", "usd"),
+            ("unit_amount", "100000"),
+            ("product_data[name]", "Contract"),
+            ("recurring[interval]", "month"),
+        ];
+        let price = world.stripe("POST", "/v1/prices", &form).await;
+        let form = [
+            ("customer", stripe_id.as_str()),
+            ("items[0][price]", price["id"].as_str().unwrap()),
+            ("payment_behavior", "default_incomplete"),
+        ];
+        let begun = world.stripe("POST", "/v1/subscriptions", &form).await;
+        assert_eq!(upgrade(&world, "acme", "pro").await.0, "checkout");
+        world.sim.authenticate(begun["latest_invoice"].as_str().unwrap(), true).unwrap();
     }
 
     async fn a_subscription_to_something_else_is_not_joined_by_another(db: TestDb) {

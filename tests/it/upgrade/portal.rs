@@ -75,7 +75,9 @@ both_databases! {
             assert_eq!(kind, "portal", "{status}");
             assert!(world.sim.confirm_portal(id_in(&url)).is_err(), "there is nothing to confirm");
             assert_eq!(portal_flow(&world), Value::Null, "the product opens all of it");
-            let page = read(&world, &world.check(status).await["upgrade"]["url"].as_str().unwrap().to_owned()).await;
+            let path = format!("/v1/customers/{status}/session");
+            let session = world.call("POST", &path, &Value::Null).await.ok();
+            let page = read(&world, session["upgrade_url"].as_str().unwrap()).await;
             assert_eq!(press(&world, &token_in(&page)).await.0, 200);
             assert_eq!(portal_flow(&world)["type"], "payment_method_update", "a link in a mail does not");
         }
