@@ -180,6 +180,7 @@ pub async fn delete(
     tx.delete_customer(&id).await?;
     tx.forget_upgrades(&id).await?;
     tx.commit().await?;
+    app.nudges.inbox.notify_one();
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -1,4 +1,5 @@
-//! Applies stored Stripe events: each is a hint to fetch its customer's subscription anew.
+//! Applies stored Stripe events: each is a hint to fetch its customer's subscription anew. What that,
+//! or the product, has put out of force at Stripe is closed there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::stripe::Whose;
 use crate::stripe::event::{concerns_meter_events, concerns_tier, parse};
 use crate::sync::link::{LINKED, LinkError, link_from_stripe};
 use crate::sync::rejections;
+use crate::sync::upgrade::close_left;
 use crate::sync::{SyncError, Trouble, sync_tier};
 
 /// How many events one step takes.
@@ -65,6 +67,9 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
         if stripe_fails {
             return Ok(the_rest_waits());
         }
+    }
+    if let Err(error) = close_left(app).await {
+        tracing::warn!(%error, "a Checkout page that nobody should pay on is not closed yet");
     }
     Ok(Progress { done: taken, more: i64::try_from(taken).is_ok_and(|n| n >= AT_ONCE), note: None })
 }

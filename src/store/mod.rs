@@ -60,6 +60,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "proof", include_str!("../../migrations/0005_proof.sql")),
     (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
     (7, "periods", include_str!("../../migrations/0007_periods.sql")),
+    (8, "checkouts", include_str!("../../migrations/0008_checkouts.sql")),
 ];
 
 /// What the database could not do.

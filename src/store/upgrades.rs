@@ -102,6 +102,40 @@ impl Store {
         read(&row.ok_or(StoreError::Conflict { what: "the Checkout" })?)
     }
 
+    /// The customer's Checkout in force, if there is one.
+    pub async fn checkout(&self, id: &CustomerId) -> Result<Option<Checkout>> {
+        let select = format!("SELECT {COLUMNS} FROM checkouts WHERE customer_id = $1");
+        let row =
+            sqlx::query(assembled(select)).bind(id.as_str()).fetch_optional(&self.readers).await?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// Sessions that are to be closed at Stripe, one customer's or all, at most `limit`.
+    pub async fn checkouts_to_close(
+        &self,
+        id: Option<&CustomerId>,
+        limit: i64,
+    ) -> Result<Vec<String>> {
+        let rows = sqlx::query(
+            "SELECT session_id FROM checkouts_to_close WHERE $1 = '' OR customer_id = $1 \
+             ORDER BY session_id LIMIT $2",
+        )
+        .bind(id.map_or("", CustomerId::as_str))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok(row.try_get("session_id")?)).collect()
+    }
+
+    /// Notes that nobody can pay in a session any more.
+    pub async fn note_checkout_closed(&self, session_id: &str) -> Result<()> {
+        sqlx::query("DELETE FROM checkouts_to_close WHERE session_id = $1")
+            .bind(session_id)
+            .execute(self.hold(&self.line()).await?.connection())
+            .await?;
+        Ok(())
+    }
+
     /// Puts `wanted` in the place of `held`, if that is still in force as it was read; answers
     /// whether it did.
     pub async fn replace_checkout(&self, held: &Checkout, wanted: &Checkout) -> Result<bool> {
@@ -136,7 +170,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Forgets `held`, which nobody was shown, if it is still in force as it was read.
+    /// Forgets `held`, in which nobody can pay, if it is still in force as it was read.
     pub async fn drop_checkout(&self, held: &Checkout) -> Result<()> {
         sqlx::query(
             "DELETE FROM checkouts WHERE customer_id = $1 AND checkout_id = $2 \
@@ -155,8 +189,21 @@ impl Tx {
     /// Forgets what a customer that is deleted had claimed: should it come back, it is another one
     /// to Stripe.
     pub async fn forget_upgrades(&mut self, id: &CustomerId) -> Result<()> {
+        self.leave_checkout(id).await?;
+        sqlx::query("DELETE FROM stripe_customer_claims WHERE customer_id = $1")
+            .bind(id.as_str())
+            .execute(self.connection())
+            .await?;
+        Ok(())
+    }
+
+    /// Puts the customer's Checkout out of force: its session is to be closed, and one that is about
+    /// to be made will not be shown.
+    pub async fn leave_checkout(&mut self, id: &CustomerId) -> Result<()> {
         for sql in [
-            "DELETE FROM stripe_customer_claims WHERE customer_id = $1",
+            "INSERT INTO checkouts_to_close (session_id, customer_id) \
+             SELECT session_id, customer_id FROM checkouts \
+             WHERE customer_id = $1 AND session_id IS NOT NULL ON CONFLICT (session_id) DO NOTHING",
             "DELETE FROM checkouts WHERE customer_id = $1",
         ] {
             sqlx::query(sql).bind(id.as_str()).execute(self.connection()).await?;

@@ -40,6 +40,8 @@ pub async fn link(
         return Err(LinkError::Taken);
     }
     windows::cut(app, tx, customer).await?;
+    // What is paid there would be the other one's.
+    tx.leave_checkout(&customer.id).await?;
     customer.stripe_customer_id = Some(stripe_id.to_owned());
     tx.unpark_events(&customer.id, Some(stripe_id)).await?;
     Ok(())

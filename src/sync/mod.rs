@@ -295,6 +295,11 @@ async fn fetch_and_apply(
     if mode == Mode::Apply && after != customer {
         frozen = turn::follow(app, &mut tx, &customer, &after.tier.cycle).await?;
         tx.update_customer(&after).await?;
+        let subscribed = |c: &Customer| c.tier.subscription.as_ref().map(|own| own.id.clone());
+        if subscribed(&after).is_some() && subscribed(&after) != subscribed(&customer) {
+            // Whoever went on paying there would pay for a second one.
+            tx.leave_checkout(id).await?;
+        }
         if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
             let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
             if let Some(notice) = notice {

@@ -2,7 +2,8 @@
 //! subscriptions; so a customer has one that can be paid, or none.
 //!
 //! That rests on one row per customer. Nobody is shown a page before its session is noted in the
-//! row, and a session that was noted is closed at Stripe before the row takes another. Calls that
+//! row, and a session that was noted is closed at Stripe before the row takes another. Where the row
+//! goes before that, it leaves the session to be closed, and that is done before another is made. Calls that
 //! ask for the same, at once or in turn, find the same row and so the same idempotency key and the
 //! same session.
 
@@ -10,15 +11,20 @@ use std::time::Duration;
 
 use super::{Survey, UpgradeError, customer, price_of};
 use crate::app::App;
+use crate::domain::ids::CustomerId;
 use crate::domain::returning::{Return, ReturnUrl};
 use crate::store::upgrades::Checkout;
-use crate::stripe::{CheckoutSession, CheckoutState, NewCheckout, StripeError, StripeErrorKind};
+use crate::stripe::{
+    CheckoutSession, CheckoutState, NewCheckout, Stripe, StripeError, StripeErrorKind,
+};
 
 /// How long a session can be paid. Stripe takes half an hour to a day; the shorter, the less can
 /// happen to the customer meanwhile.
 const OPEN_FOR: Duration = Duration::from_secs(3600);
 /// A session with less time left is replaced.
 const MIN_LEFT: Duration = Duration::from_secs(15 * 60);
+/// How many sessions are closed at once.
+const AT_ONCE: i64 = 50;
 /// A claim without a session is taken over after this long. Until then its owner may be at it.
 const CLAIM_FOR: Duration = Duration::from_secs(60);
 
@@ -34,8 +40,9 @@ pub(super) async fn open(
     over: &mut Option<String>,
 ) -> Result<Option<String>, UpgradeError> {
     let price_id = price_of(&survey.stripe, survey.wanted).await?;
-    // Whoever goes to this page gives up a first payment that was begun elsewhere and not finished:
-    // paid beside it that would be a second subscription.
+    // Whoever goes to this page gives up what was begun elsewhere and not finished: paid beside it
+    // that would be a second subscription.
+    close_all(app, &survey.stripe, Some(&survey.customer.id)).await?;
     for unfinished in &survey.incomplete {
         if !survey.stripe.give_up_first_payment(unfinished).await? {
             return Ok(None);
@@ -74,6 +81,40 @@ pub(super) async fn open(
     }
     *over = Some(session_id.clone());
     Ok(None)
+}
+
+/// Closes the page that a customer with a live subscription may still have open: it would sell a
+/// second one.
+pub(super) async fn close(app: &App, stripe: &Stripe, id: &CustomerId) -> Result<(), UpgradeError> {
+    let Some(held) = app.store.checkout(id).await? else { return Ok(()) };
+    if let Some(session_id) = &held.session_id {
+        stripe.expire_checkout(session_id).await?;
+    }
+    Ok(app.store.drop_checkout(&held).await?)
+}
+
+/// Closes the sessions that have outlived what they were made for. Losing this to a crash costs
+/// time only: they are looked for again.
+pub async fn close_left(app: &App) -> Result<(), UpgradeError> {
+    match &app.stripe {
+        Some(stripe) => close_all(app, stripe, None).await,
+        None => Ok(()),
+    }
+}
+
+async fn close_all(
+    app: &App,
+    stripe: &Stripe,
+    id: Option<&CustomerId>,
+) -> Result<(), UpgradeError> {
+    for session_id in app.store.checkouts_to_close(id, AT_ONCE).await? {
+        // Most have been paid, which is why the customer has a subscription.
+        if let CheckoutState::Open { .. } = stripe.checkout_session(&session_id).await? {
+            stripe.expire_checkout(&session_id).await?;
+        }
+        app.store.note_checkout_closed(&session_id).await?;
+    }
+    Ok(())
 }
 
 /// Takes the place of `held`. Whoever loses a race looks again and finds what the winner claimed.

@@ -29,6 +29,7 @@ use crate::store::StoreError;
 use crate::stripe::{PortalFlow, Stripe, StripeError, StripeErrorKind};
 
 pub use change::{Step, proceed};
+pub use checkout::close_left;
 pub use page::{State, View, look};
 
 /// How long a link to the confirm page is good: as long as a change waits for its payment, so that
@@ -239,6 +240,7 @@ async fn survey<'c>(
         survey.price_id = price_of(stripe, wanted).await?;
         survey.portal = stripe.portal().await?;
         survey.current = Some(Current { plan, item, terms });
+        checkout::close(app, stripe, id).await?;
     }
     // What else is sold to the same Stripe customer is none of our business.
     let unfinished = subscriptions.iter().filter(|found| {

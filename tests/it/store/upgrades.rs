@@ -71,6 +71,28 @@ both_databases! {
         assert_eq!(store.claim_checkout(&pro).await.unwrap(), pro);
     }
 
+    async fn a_checkout_that_is_left_is_to_be_closed_until_it_is(db: TestDb) {
+        let store = open(&db).await;
+        let pro = checkout("co_1", "pro");
+        assert_eq!(store.checkout(&acme()).await.unwrap(), None);
+        store.claim_checkout(&pro).await.unwrap();
+        store.note_checkout_session(&pro, "cs_1").await.unwrap();
+        assert_eq!(store.checkout(&acme()).await.unwrap(), Some(noted(&pro, "cs_1")));
+        for _ in 0..2 {
+            let mut tx = store.begin().await.unwrap();
+            tx.leave_checkout(&acme()).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        assert_eq!(store.checkout(&acme()).await.unwrap(), None);
+        assert!(!store.note_checkout_session(&pro, "cs_1").await.unwrap(), "it is out of force");
+        let (own, other) = (acme(), "globex".parse().unwrap());
+        for (customer, left) in [(None, 1), (Some(&own), 1), (Some(&other), 0)] {
+            assert_eq!(store.checkouts_to_close(customer, 9).await.unwrap().len(), left);
+        }
+        store.note_checkout_closed("cs_1").await.unwrap();
+        assert_eq!(store.checkouts_to_close(None, 9).await.unwrap(), Vec::<String>::new());
+    }
+
     async fn a_deleted_customers_claims_are_forgotten(db: TestDb) {
         let store = open(&db).await;
         store.claim_stripe_customer(&acme(), &claim("one")).await.unwrap();

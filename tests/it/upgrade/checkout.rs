@@ -247,6 +247,36 @@ both_databases! {
         assert_eq!(open_sessions(&world).await.len(), 0);
     }
 
+    async fn a_page_is_closed_when_the_customer_goes(db: TestDb) {
+        let world = start(&db).await;
+        for customer in ["deleted", "tied", "sold", "unheard"] {
+            world.customer(customer).await;
+            assert_eq!(upgrade(&world, customer, "pro").await.0, "checkout");
+        }
+        assert_eq!(open_sessions(&world).await.len(), 4);
+        world.call("DELETE", "/v1/customers/deleted", &Value::Null).await;
+        world.settle().await;
+        assert_eq!(open_sessions(&world).await.len(), 3, "the customer was deleted");
+        world.link("tied").await;
+        world.settle().await;
+        assert_eq!(open_sessions(&world).await.len(), 2, "another one pays");
+        let sell = async |customer: &str| {
+            let found = world.call("GET", &format!("/v1/customers/{customer}"), &Value::Null).await;
+            let stripe_id = found.ok()["stripe_customer_id"].as_str().unwrap().to_owned();
+            world.sim.set_card(&stripe_id, Card::Works).unwrap();
+            let price = world.price("team_monthly").await;
+            let form = [("customer", stripe_id.as_str()), ("items[0][price]", &price)];
+            world.stripe("POST", "/v1/subscriptions", &form).await;
+        };
+        sell("sold").await;
+        world.settle().await;
+        assert_eq!(open_sessions(&world).await.len(), 1, "it was sold a subscription elsewhere");
+        sell("unheard").await;
+        let error = ask(&world, "unheard", "team", APP).await.error();
+        assert_eq!(error, "already_on_plan: plan_id");
+        assert_eq!(open_sessions(&world).await.len(), 0, "and so was this, of which no webhook told");
+    }
+
     async fn what_cannot_be_sold_is_said(db: TestDb) {
         let plans = include_str!("../../../plans.example.toml").replace(
             "price = { amount = \"29.00\", currency = \"usd\", interval = \"month\", lookup_key = \"starter_monthly\" }",
@@ -295,6 +325,7 @@ both_databases! {
         let (kind, second) = upgrade(&world, "acme", "pro").await;
         assert_eq!(kind, "checkout");
         assert_ne!(first, second);
+        assert_eq!(open_sessions(&world).await, [id_in(&second)]);
         assert_eq!(stripe_customers(&world).await.len(), 2);
     }
 }
