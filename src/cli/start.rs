@@ -240,6 +240,7 @@ fn run(
     let (gate, writer) = Gate::start(app.clone());
     let daemon = Daemon {
         keys: Arc::new(KeyRing::new(&app.credentials, config.rate_limit)),
+        pace: Arc::default(),
         app: app.clone(),
         gate,
         jobs: jobs.clone(),

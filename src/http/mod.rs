@@ -44,6 +44,7 @@ pub struct Daemon {
     pub gate: Gate,
     pub jobs: Jobs,
     pub keys: Arc<KeyRing>,
+    pub pace: Arc<upgrade::Pace>,
     pub metrics: PrometheusHandle,
 }
 

@@ -27,8 +27,10 @@ use crate::sync::upgrade::{
     StartKind, State as Stand, Step, UpgradeError, View, Wish, look, proceed, start,
 };
 
+mod pace;
 mod words;
 
+pub use pace::Pace;
 use words::{Said, say};
 
 /// How long an embed token is good.
@@ -176,6 +178,7 @@ pub struct PageQuery {
         (status = 200, description = "The page", content_type = "text/html", body = String),
         (status = 400, description = "Not a link of ours", content_type = "text/plain", body = String),
         (status = 403, description = "The link is not valid, or not any more", content_type = "text/plain", body = String),
+        (status = 429, description = "More than 10 times at once, or than once in 3 s", content_type = "text/plain", body = String),
         (status = 503, description = "Not now", content_type = "text/plain", body = String),
     ))]
 pub async fn show(
@@ -209,6 +212,7 @@ pub async fn show(
         (status = 408, description = "The body took over 30 s", content_type = "text/plain", body = String),
         (status = 409, description = "The plan cannot be changed like this", content_type = "text/plain", body = String),
         (status = 413, description = "The body has more than 1 MiB", content_type = "text/plain", body = String),
+        (status = 429, description = "More than 10 times at once, or than once in 3 s", content_type = "text/plain", body = String),
         (status = 503, description = "Not now", content_type = "text/plain", body = String),
     ))]
 pub async fn go(State(daemon): State<Daemon>, body: Result<Body, ApiError>) -> Response {
@@ -235,11 +239,17 @@ fn no_link() -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "invalid_link", "this link is not valid")
 }
 
+/// What the holder of a token may do, unless the customer's links are followed too often.
 fn ticket(daemon: &Daemon, token: &str) -> Result<Ticket, ApiError> {
-    let app = &daemon.app;
-    app.links
-        .verify_upgrade(token, app.clock.now())
-        .map_err(|error| ApiError::new(StatusCode::FORBIDDEN, "invalid_link", error.to_string()))
+    let now = daemon.app.clock.now();
+    let ticket = daemon.app.links.verify_upgrade(token, now);
+    let ticket = ticket
+        .map_err(|error| ApiError::new(StatusCode::FORBIDDEN, "invalid_link", error.to_string()))?;
+    if daemon.pace.allows(&ticket.customer_id, now) {
+        return Ok(ticket);
+    }
+    let words = "this page was opened very often just now; load it again in a few seconds";
+    Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", words))
 }
 
 /// The one field of the form.

@@ -138,6 +138,26 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "starter");
     }
 
+    async fn a_program_that_follows_one_link_again_and_again_is_held_up(db: TestDb) {
+        let world = start(&db).await;
+        for customer in ["acme", "globex"] {
+            world.customer(customer).await;
+        }
+        let (link, other) = (link_of(&world, "acme").await, link_of(&world, "globex").await);
+        let token = token_in(&read(&world, &link).await);
+        for _ in 0..9 {
+            assert_eq!(open(&world, &link).await.status(), 200);
+        }
+        let refused = open(&world, &link).await;
+        assert_eq!(refused.status(), 429);
+        assert!(refused.text().await.unwrap().contains("load it again in a few seconds"));
+        assert_eq!(press(&world, &token).await.0, 429);
+        assert_eq!(open(&world, &other).await.status(), 200, "others have no part in it");
+        world.advance(Duration::from_secs(3)).await;
+        assert_eq!(press(&world, &token).await.0, 200);
+        assert_eq!(open(&world, &link).await.status(), 429);
+    }
+
     async fn when_stripe_is_away_the_page_still_shows_what_is_used(db: TestDb) {
         let mut world = start(&db).await;
         let (_, _) = subscriber(&world, "acme", "starter_monthly").await;
