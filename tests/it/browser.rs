@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tollgate::sim::Card;
 
 use crate::harness::browser::Browser;
 use crate::harness::postgres::TestDb;
@@ -107,26 +108,35 @@ async fn the_mail_after_an_upgrade_leads_to_the_usage() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_pays_on_stripes_page_comes_back_and_has_the_new_plan() {
+async fn who_is_denied_pays_on_stripes_page_and_comes_back_to_an_open_gate() {
     let scene = Scene::open().await;
     scene.with_runs("acme", 200).await;
-    let link = scene.way_up("acme").await;
-    let price = scene.world.price("pro_monthly").await;
-    let form = [
-        ("mode", "subscription"),
-        ("client_reference_id", "acme"),
-        ("line_items[0][price]", &price),
-        ("line_items[0][quantity]", "1"),
-        ("success_url", &link),
-    ];
-    let checkout = scene.world.stripe("POST", "/v1/checkout/sessions", &form).await;
-    assert_eq!(scene.browser.open(checkout["url"].as_str().expect("an address")).await, 200);
+    scene.browser.open(&scene.way_up("acme").await).await;
+    scene.reads(&["Change to Pro", "$99/month", "unlimited runs", "200 of 200 used"]).await;
+    assert_eq!(scene.browser.follow("Continue to Pro").await, 200);
+    assert!(scene.browser.address().await.starts_with(&scene.world.sim.base_url()));
     assert!(scene.browser.text().await.contains("99.00 USD"));
     assert_eq!(scene.browser.follow("Pay").await, 200);
-    assert_eq!(scene.browser.address().await, link);
-    scene.world.settle().await;
-    scene.browser.open(&link).await;
-    scene.reads(&["Pro"]).await;
+    assert!(scene.browser.address().await.starts_with(&scene.world.url("/upgrade?token=")));
+    scene.reads(&["Done. You are on the Pro plan, and everything in it is open to you."]).await;
+    // No webhook has told of it yet.
+    assert_eq!(scene.world.run("acme").await["allowed"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_subscription_confirms_what_it_costs_and_pays() {
+    let scene = Scene::open().await;
+    scene.world.customer("acme").await;
+    let acme = scene.world.link("acme").await;
+    scene.world.sim.set_card(&acme, Card::Works).unwrap();
+    scene.world.subscribe(&acme, "starter_monthly").await;
+    scene.world.runs("acme", 200).await;
+    scene.world.advance(Duration::from_secs(15 * 86_400)).await;
+    scene.browser.open(&scene.way_up("acme").await).await;
+    scene.reads(&["Due now $35", "From December 1 $99/month", "The card you pay with"]).await;
+    assert_eq!(scene.browser.follow("Confirm and pay $35").await, 200);
+    scene.reads(&["You are on the Pro plan, and everything in it is open to you."]).await;
+    assert_eq!(scene.world.run("acme").await["allowed"], true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
