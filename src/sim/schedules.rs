@@ -426,7 +426,11 @@ pub(super) fn change_at_period_end(
     let items = vec![render_item(price, quantity, &json!({}))];
     let currency = text(&before["phases"][0], "currency");
     let mut phases = before["phases"].as_array().cloned().unwrap_or_default();
-    phases.push(render_phase(currency, end_s, i64::MAX, items, "none"));
+    let mut next = render_phase(currency, end_s, i64::MAX, items, "none");
+    for name in ["collection_method", "default_payment_method"] {
+        next[name] = phases[0][name].clone();
+    }
+    phases.push(next);
     close_open_phase(call, &mut phases)?;
     after["phases"] = phases.into();
     record_update(call, "subscription_schedule.updated", &before, &after);

@@ -2,10 +2,10 @@
 //! subscriptions; so a customer has one that can be paid, or none.
 //!
 //! That rests on one row per customer. Nobody is shown a page before its session is noted in the
-//! row, and a session that was noted is closed at Stripe before the row takes another. Where the row
-//! goes before that, it leaves the session to be closed, and that is done before another is made. Calls that
-//! ask for the same, at once or in turn, find the same row and so the same idempotency key and the
-//! same session.
+//! row, and a session that was noted is closed at Stripe before the row takes another. A row that has
+//! to go before that leaves its session to be closed, and that is done before another is made. Calls
+//! that ask for the same, at once or in turn, find the same row and so the same idempotency key and
+//! the same session.
 
 use std::time::Duration;
 
