@@ -111,7 +111,8 @@ impl Store {
              AND NOT (customer_id = $6 AND series = $7 AND period_start_ms = $8)",
             sum("state = 'delivered'"),
             sum("state = 'delivered' AND settled_at_ms > $5"),
-            sum("state IN ('pending', 'parked') AND first_sent_at_ms IS NOT NULL"),
+            sum("state IN ('pending', 'parked') AND first_sent_at_ms IS NOT NULL \
+                 AND rejected_code IS NULL"),
         );
         let row = sqlx::query(super::assembled(sql))
             .bind(&place.stripe_customer_id)

@@ -78,6 +78,11 @@ both_databases! {
         };
         assert_eq!(others(0).await, Others::default());
         assert_eq!(others(1).await, Others { delivered: 3, fresh: 0, unanswered: 6 });
+        let mut tx = store.begin().await.unwrap();
+        tx.reject_meter_event("tg_1", "archived_meter", "rejected").await.unwrap();
+        tx.commit().await.unwrap();
+        let unanswered = others(1).await.unanswered;
+        assert_eq!(unanswered, 3, "what Stripe has rejected it has answered");
     }
 
     async fn a_period_is_compared_until_it_is_proven(db: TestDb) {
