@@ -85,6 +85,20 @@ both_databases! {
         assert_eq!(unanswered, 3, "what Stripe has rejected it has answered");
     }
 
+    async fn a_period_ends_where_its_counter_says_and_not_where_it_was_thought_to(db: TestDb) {
+        let store = open(&db).await;
+        let end = now().plus(Duration::from_secs(86_400));
+        let counter = Counter { usage: 3, ..Counter::default() };
+        let mut event = usage_event();
+        event.facts.counted = 3;
+        let mut tx = store.begin().await.unwrap();
+        tx.put_runs(&[event], &[]).await.unwrap();
+        tx.put_counters(&[(counter_key(), end, counter)]).await.unwrap();
+        tx.commit().await.unwrap();
+        let (metered, _) = store.metered_of(&acme(), now()).await.unwrap();
+        assert_eq!(metered[0].period, BillingPeriod { start: november().start, end });
+    }
+
     async fn a_period_is_compared_until_it_is_proven(db: TestDb) {
         let store = open(&db).await;
         let mut tx = store.begin().await.unwrap();
