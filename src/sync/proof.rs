@@ -131,6 +131,15 @@ impl Line {
         self.difference.is_some_and(|difference| difference > 0 || difference + self.unsent < 0)
     }
 
+    /// Whether Stripe has more than we have, or may have, for all that can be read. Where it has no
+    /// meter, or nothing says which, it has nothing.
+    pub(super) fn may_be_ahead(&self) -> bool {
+        match self.unreadable {
+            Some(Unreadable::NoPlace | Unreadable::NoMeter) => false,
+            _ => self.difference.is_none_or(|difference| difference > 0),
+        }
+    }
+
     /// Whether ledger and Stripe are known to say the same.
     pub fn agrees(&self) -> bool {
         self.difference == Some(0)

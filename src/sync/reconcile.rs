@@ -91,11 +91,10 @@ pub(super) async fn customer(
     let sums = Sums::of(stripe);
     let settled = settle_of(app, &sums, id, mode).await?;
     let lines = lines_of(app, &sums, id).await?;
-    let ahead = |line: &Line| line.difference.is_none_or(|difference| difference > 0);
     let (differing, others): (Vec<_>, Vec<_>) = lines.into_iter().partition(Line::is_unexplained);
     if mode == Mode::Apply {
         note_differences(app, &differing).await?;
-        if !differing.iter().chain(&others).any(ahead) {
+        if !differing.iter().chain(&others).any(Line::may_be_ahead) {
             let mut tx = app.store.begin().await?;
             tx.thaw_sending(id).await?;
             tx.commit().await?;

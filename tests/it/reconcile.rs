@@ -205,6 +205,25 @@ both_databases! {
         assert_eq!(world.admin("POST", "/customers/acme/sync").await.ok()["differences"], json!([]));
     }
 
+    async fn usage_that_stripe_has_no_meter_for_keeps_nobody_frozen(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 5).await;
+        report_by_hand(&world, &acme, "1").await;
+        world.advance(HOUR).await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        let plans = include_str!("../../plans.example.toml")
+            .replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"no_such_meter\"");
+        std::fs::write(world.plans_file(), plans).unwrap();
+        world.settle().await;
+        world.runs("acme", 2).await;
+        world.advance(10 * MINUTE).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 5", "parked 2"]);
+        report_by_hand(&world, &acme, "-1").await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
+    }
+
     async fn an_unanswered_send_of_the_next_period_freezes_nobody(db: TestDb) {
         let world = World::start(&db).await;
         world.clock.advance(150 * SECOND).unwrap();
