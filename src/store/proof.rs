@@ -50,7 +50,7 @@ const PARTS: &str = "SELECT feature_id, series, period_start_ms, '' AS stripe_cu
     CAST(SUM(metered) AS BIGINT) AS units, \
     CAST(SUM(unknown) AS BIGINT) AS unknown, CAST(SUM(open) AS BIGINT) AS open, \
     MAX(open_meter) AS open_meter, 0 AS fresh, 0 AS waiting, 0 AS parked, NULL AS because, \
-    0 AS first_ms, 0 AS last_ms FROM (\
+    0 AS unsent, 0 AS first_ms, 0 AS last_ms FROM (\
     SELECT feature_id, series, period_start_ms, period_end_ms AS end_ms, 0 AS told_ms, \
     COALESCE(pruned_metered_units, 0) AS metered, \
     CASE WHEN pruned_metered_units IS NULL THEN 1 ELSE 0 END AS unknown, \
@@ -67,6 +67,8 @@ const PARTS: &str = "SELECT feature_id, series, period_start_ms, '' AS stripe_cu
     CAST(SUM(CASE WHEN state = 'pending' THEN units ELSE 0 END) AS BIGINT), \
     CAST(SUM(CASE WHEN state = 'parked' THEN units ELSE 0 END) AS BIGINT), \
     MAX(CASE WHEN state = 'parked' THEN detail END), \
+    CAST(SUM(CASE WHEN state IN ('pending', 'parked') AND (first_sent_at_ms IS NULL \
+    OR rejected_code IS NOT NULL) THEN units ELSE 0 END) AS BIGINT), \
     CAST(MIN(timestamp_ms) AS BIGINT), CAST(MAX(timestamp_ms) AS BIGINT) FROM meter_events \
     WHERE customer_id = $1 AND state <> 'replaced' \
     GROUP BY feature_id, series, period_start_ms, stripe_customer_id, event_name";
@@ -265,6 +267,7 @@ fn read_reported(row: &AnyRow) -> Result<Reported> {
         waiting: row.try_get("waiting")?,
         parked: row.try_get("parked")?,
         parked_because: row.try_get("because")?,
+        unsent: row.try_get("unsent")?,
         first_at: time(row, "first_ms")?,
         last_at: time(row, "last_ms")?,
     })

@@ -205,6 +205,41 @@ both_databases! {
         assert_eq!(world.admin("POST", "/customers/acme/sync").await.ok()["differences"], json!([]));
     }
 
+    async fn a_surplus_is_not_hidden_by_what_waits_to_be_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 5).await;
+        report_by_hand(&world, &acme, "1").await;
+        world.advance(HOUR).await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.runs("acme", 4).await;
+        world.advance(10 * MINUTE).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 5", "parked 4"]);
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.settle().await;
+        assert_eq!(world.billed(&acme), "6", "Stripe still has one more than was sent");
+        report_by_hand(&world, &acme, "-1").await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.settle().await;
+        assert_eq!(world.billed(&acme), "9");
+    }
+
+    async fn foreign_usage_does_not_prove_what_was_never_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        let meter = meter(&world).await;
+        world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
+        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
+        world.runs("acme", 5).await;
+        world.advance(5 * MINUTE).await;
+        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        report_by_hand(&world, &acme, "5").await;
+        world.advance_to("2026-12-01T03:00:00Z").await;
+        assert_eq!(proven(&db.url).await, 0);
+        let refused = replay(&world, &identifier(&world, "acme", "parked").await).await;
+        assert_eq!((refused.0, world.billed(&acme)), (409, "5".to_owned()), "{refused:?}");
+    }
+
     async fn usage_that_stripe_has_no_meter_for_keeps_nobody_frozen(db: TestDb) {
         let world = World::start(&db).await;
         let acme = linked(&world, "acme").await;

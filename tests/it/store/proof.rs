@@ -61,7 +61,7 @@ both_databases! {
         };
         let reported = Reported {
             feature_id, series: 0, period_start: november().start, place: place(), units: 9,
-            fresh: 3, waiting: 3, parked: 3, parked_because: Some("in doubt".to_owned()),
+            fresh: 3, waiting: 3, parked: 3, parked_because: Some("in doubt".to_owned()), unsent: 0,
             first_at: now(), last_at: now().plus(10 * MINUTE),
         };
         let read = store.metered_of(&acme(), now().minus(MINUTE)).await.unwrap();
