@@ -181,7 +181,7 @@ enum Part {
 fn part_of(row: &Row, asked: &Row, now: Timestamp) -> Part {
     let moved_lately = row.settled_at.is_none_or(|at| now.since(at) < SETTLED_AFTER);
     match row.state.as_str() {
-        "pending" if row.first_sent_at.is_none() => Part::None,
+        "pending" if row.first_sent_at.is_none() && !in_doubt(row, now) => Part::None,
         "pending" => Part::UnderWay,
         _ if row.first_sent_at.is_none() => Part::None,
         _ if row.identifier == asked.identifier && !moved_lately => Part::Doubtful,

@@ -172,6 +172,39 @@ both_databases! {
     }
 }
 
+both_databases! {
+    async fn what_a_restored_backup_has_not_sent_is_asked_about_before_it_is_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 7).await;
+        world.advance(5 * MINUTE).await;
+        world.advance(26 * HOUR).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 7"]);
+        // The backup is of the moment before it was sent.
+        rows(&db.url, "UPDATE meter_events SET state = 'pending', attempts = 0, \
+            first_sent_at_ms = NULL, settled_at_ms = NULL").await;
+        world.advance(MINUTE).await;
+        assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["parked 7".to_owned()], "7".into()));
+        world.advance(HOUR).await;
+        assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["delivered 7".to_owned()], "7".into()));
+    }
+
+    async fn what_could_not_be_sent_for_a_day_is_sent_once_its_sum_was_read(db: TestDb) {
+        let mut world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 7).await;
+        world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
+        world.advance(5 * MINUTE).await;
+        world.advance(DAY).await;
+        world.restart_with(&[]).await;
+        world.settle().await;
+        assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
+        world.advance(HOUR).await;
+        assert_eq!(outbox(&world, "acme").await, ["replaced 7", "delivered 7"]);
+        assert_eq!(world.billed(&acme), "7");
+    }
+}
+
 // --- Stripe is ahead ---------------------------------------------------------------------------
 
 both_databases! {
@@ -467,6 +500,7 @@ both_databases! {
         world.advance(5 * DAY).await;
         world.restart_with(&[]).await;
         world.settle().await;
+        world.advance(HOUR).await;
         assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["parked 7".to_owned()], "0".into()));
         let row = identifier(&world, "acme", "parked").await;
         assert_eq!(replay(&world, &row).await, (409, "too_old: identifier".to_owned()));

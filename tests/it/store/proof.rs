@@ -146,6 +146,22 @@ both_databases! {
         assert_eq!(store.frozen_because("acme").await.unwrap(), None);
     }
 
+    async fn what_was_never_sent_may_have_been_when_it_was_written_down(db: TestDb) {
+        let store = open(&db).await;
+        sent(&store).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_meter_event(&meter_event(3)).await.unwrap();
+        tx.commit().await.unwrap();
+        rows(&db.url, "UPDATE meter_events SET created_at_ms = 7").await;
+        let mut tx = store.begin().await.unwrap();
+        for identifier in ["tg_1", "tg_2", "tg_3"] {
+            tx.assume_sent(identifier).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let old = "SELECT identifier FROM meter_events WHERE first_sent_at_ms = 7";
+        assert_eq!(rows(&db.url, old).await, ["tg_3"]);
+    }
+
     async fn what_is_in_doubt_is_found_and_settled(db: TestDb) {
         let store = open(&db).await;
         sent(&store).await;
