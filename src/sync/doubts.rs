@@ -23,6 +23,7 @@ use crate::store::{StoreError, Tx};
 const AT_ONCE: i64 = 100;
 /// How long something that the sum did not settle waits for the next reading.
 const AGAIN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const NEVER: Timestamp = Timestamp::from_ms(i64::MAX);
 /// How much earlier than Stripe refuses it usage is not sent any more.
 const SENDING_TAKES: Duration = Duration::from_secs(60 * 60);
 /// Stripe's code, in our words, for a failure that it did not name.
@@ -225,13 +226,13 @@ async fn settle(app: &App, row: &Row, answer: &Answer) -> Result<(), SyncError> 
             replace(app, row, None).await?;
         }
         Told::TooEarly => wait(app, row).await?,
-        Told::Ahead { .. } => {
+        Told::Ahead { .. } if !is_too_old(row, now) => {
             if let Ok(customer_id) = row.customer_id.parse() {
                 freeze(app, &customer_id, &answer.words).await?;
             }
             postpone(app, row, &answer.words).await?;
         }
-        Told::Neither => postpone(app, row, &answer.words).await?,
+        Told::Ahead { .. } | Told::Neither => postpone(app, row, &answer.words).await?,
     }
     Ok(())
 }
@@ -257,10 +258,15 @@ async fn wait(app: &App, row: &Row) -> Result<(), StoreError> {
     show(app, row, &Shown::Unclear { again_at, reason: None }, None).await
 }
 
-/// Leaves a meter event as it is, with the reason, for a day.
+/// Leaves a meter event as it is, with the reason, for a day; or for good, once Stripe takes its
+/// usage no more, whatever its sums may say.
 async fn postpone(app: &App, row: &Row, reason: &str) -> Result<(), StoreError> {
-    let (again_at, reason) = (app.clock.now().plus(AGAIN_AFTER), Some(reason.to_owned()));
-    park(app, row, Shown::Unclear { again_at, reason }).await
+    let now = app.clock.now();
+    let (again_at, reason) = match is_too_old(row, now) {
+        true => (NEVER, format!("{reason}, and it takes no usage older than 35 days")),
+        false => (now.plus(AGAIN_AFTER), reason.to_owned()),
+    };
+    park(app, row, Shown::Unclear { again_at, reason: Some(reason) }).await
 }
 
 /// Settles a meter event in a way that leaves its usage unbilled, and says so.

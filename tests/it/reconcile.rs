@@ -149,6 +149,27 @@ both_databases! {
         assert_eq!(world.billed(&acme), "7", "which it was is not guessed");
     }
 
+    async fn what_stripe_takes_no_more_is_settled_for_good_whatever_its_sum(db: TestDb) {
+        let world = World::start(&db).await;
+        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        for (customer, stripe_id, foreign) in [("acme", acme, "3"), ("globex", globex, "9")] {
+            world.runs(customer, 7).await;
+            report_by_hand(&world, &stripe_id, foreign).await;
+        }
+        a_day_of_silence(&world).await;
+        world.clock.advance(70 * DAY).unwrap();
+        Job::Reconcile.step(world.app()).await.unwrap();
+        for customer in ["acme", "globex"] {
+            let said = reason(&world, customer).await;
+            assert!(said.contains("ours 7 with") && said.contains("35 days"), "{said}");
+        }
+        let read = readings(&world);
+        world.clock.advance(2 * DAY).unwrap();
+        Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(readings(&world), read, "nothing can be done about it any more");
+        assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
+    }
+
     async fn a_sum_that_lags_is_not_believed_too_soon(db: TestDb) {
         let world = World::start(&db).await;
         let acme = linked(&world, "acme").await;
