@@ -1,6 +1,6 @@
 //! Usage held against Stripe's sums: what is in doubt is settled, and periods are proven.
 
-use super::doubts::{Settled, settle_due, settle_of};
+use super::doubts::{SUSPECTED_READINGS, Settled, settle_due, settle_of};
 use super::proof::{
     AT_ONCE, Line, Proven, Sums, Unreadable, accounts_of, compare, is_stripes, note_differences,
     prove_due,
@@ -35,8 +35,10 @@ pub async fn usage(app: &App) -> Result<Reconciled, SyncError> {
     let mut all = Reconciled::default();
     let Some(stripe) = &app.stripe else { return Ok(all) };
     let sums = Sums::of(stripe);
+    let mut readings = SUSPECTED_READINGS;
     for _ in 0..ROUNDS {
-        let Settled { counted, replaced, parked, stopped } = settle_due(app, &sums).await?;
+        let Settled { counted, replaced, parked, stopped } =
+            settle_due(app, &sums, &mut readings).await?;
         all.settled += counted + replaced;
         all.differing += parked;
         all.stopped = stopped;

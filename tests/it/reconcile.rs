@@ -434,6 +434,31 @@ both_databases! {
         assert_eq!((world.billed(&acme), world.billed(&globex)), ("7".into(), "2".into()));
     }
 
+    async fn whose_sum_has_all_that_is_suspected_is_read_once(db: TestDb) {
+        let plans = include_str!("../../plans.example.toml").replace("\"5m\"", "\"10s\"");
+        let world = World::with_plans(&db, &plans).await;
+        listen(&world);
+        world.sim.change_faults(|faults| faults.error_reports_without_samples = true);
+        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let meter = meter(&world).await;
+        for _ in 0..4 {
+            world.runs("globex", 2).await;
+            world.advance(MINUTE).await;
+        }
+        world.runs("acme", 7).await;
+        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
+        world.advance(30 * SECOND).await;
+        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        world.advance(30 * SECOND).await;
+        let suspected = "SELECT COUNT(*) FROM meter_events WHERE suspected_at_ms IS NOT NULL";
+        assert_eq!(rows(&db.url, suspected).await, ["5"]);
+        world.advance(HOUR).await;
+        assert_eq!(readings(&world), 2, "one for each customer");
+        assert_eq!(rows(&db.url, suspected).await, ["0"]);
+        assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
+        assert_eq!((world.billed(&acme), world.billed(&globex)), ("0".into(), "8".into()));
+    }
+
     async fn usage_for_a_meter_that_is_not_there_is_parked(db: TestDb) {
         let plans = include_str!("../../plans.example.toml")
             .replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"no_such_meter\"");

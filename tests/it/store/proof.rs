@@ -178,7 +178,7 @@ both_databases! {
         let mut tx = store.begin().await.unwrap();
         assert_eq!(tx.suspect_meter_events("ai_runs", &span).await.unwrap(), 2, "not the parked one");
         tx.commit().await.unwrap();
-        assert_eq!(doubtful(now()).await, ["tg_0", "tg_1"]);
+        assert_eq!(doubtful(now()).await, ["tg_1", "tg_0"]);
         let settle = async |identifier: &str, state: &str, shown: Shown| {
             let mut tx = store.begin().await.unwrap();
             let settled = tx.settle_doubt(identifier, state, &shown).await.unwrap();
@@ -190,7 +190,7 @@ both_databases! {
         let unclear = Shown::Unclear { again_at: later, reason: Some("neither".to_owned()) };
         assert_eq!(settle("tg_1", "parked", unclear).await, "true parked neither");
         assert_eq!(doubtful(now()).await, ["tg_0"]);
-        assert_eq!(doubtful(later).await, ["tg_0", "tg_1"]);
+        assert_eq!(doubtful(later).await, ["tg_1", "tg_0"]);
         let too_late = Shown::TooLate { reason: "too late".to_owned() };
         assert_eq!(settle("tg_0", "parked", too_late.clone()).await, "false delivered ");
         let rejected = Shown::Rejected { code: "unnamed".to_owned(), reason: "it lacks".to_owned() };
