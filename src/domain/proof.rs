@@ -58,6 +58,8 @@ pub struct Reported {
     pub waiting: i64,
     pub parked: i64,
     pub parked_because: Option<String>,
+    /// Of those that wait or are parked, never sent or rejected: Stripe cannot have them.
+    pub unsent: i64,
     pub first_at: Timestamp,
     pub last_at: Timestamp,
 }
@@ -77,6 +79,8 @@ pub struct Account {
     pub open: i64,
     pub parked: i64,
     pub parked_because: Option<String>,
+    /// Of those that wait or are parked, never sent or rejected: Stripe cannot have them.
+    pub unsent: i64,
     /// Counted as metered, and in no window and no meter event. Below zero if it is the other way
     /// round.
     pub lost: i64,
@@ -177,6 +181,7 @@ impl Account {
             open: 0,
             parked: 0,
             parked_because: None,
+            unsent: 0,
             lost: 0,
             reported_at: None,
             is_first: false,
@@ -188,6 +193,7 @@ impl Account {
         self.fresh += row.fresh;
         self.waiting += row.waiting;
         self.parked += row.parked;
+        self.unsent += row.unsent;
         if row.parked_because.is_some() {
             self.parked_because.clone_from(&row.parked_because);
         }
@@ -218,12 +224,18 @@ impl Account {
         minute_of(start).start..whole_minute_after(end.max(last.plus(Duration::from_millis(1))))
     }
 
+    /// The most that Stripe can have of it. What waits to be sent does not hide a surplus: it is
+    /// still to be added.
+    pub fn most(&self) -> i64 {
+        self.ledger - self.unsent - self.open
+    }
+
     /// How many units Stripe has too many, below zero too few, when it has `stripe` and `moving`
     /// of what it should have need not show yet.
     pub fn difference(&self, stripe: i64, moving: i64) -> i64 {
         let settled = self.ledger - moving;
         match stripe {
-            more if more > self.ledger => more - self.ledger,
+            more if more > self.most() => more - self.most(),
             less if less < settled => less - settled,
             _ => 0,
         }

@@ -34,9 +34,10 @@ pub struct Expiring {
 
 impl Store {
     /// A customer's meter events, or all, of which only Stripe's sums can tell whether they were
-    /// counted, the oldest usage first, at most `limit`: those that were first sent before
-    /// `in_doubt_before` and never answered for good, and those that may be among failures that
-    /// Stripe did not name. None that moved after `settled_by`, or is to be looked at after `due_by`.
+    /// counted, at most `limit`: those that were first sent before `in_doubt_before` and never
+    /// answered for good, the oldest usage first, and after them those that may be among failures
+    /// that Stripe did not name, of one Stripe customer after the other. None that moved after
+    /// `settled_by`, or is to be looked at after `due_by`.
     pub async fn doubtful_meter_events(
         &self,
         customer_id: Option<&CustomerId>,
@@ -51,7 +52,8 @@ impl Store {
              UNION ALL SELECT * FROM meter_events WHERE state = 'delivered' \
              AND suspected_at_ms <= $3 AND next_attempt_at_ms <= $1) AS doubtful \
              WHERE settled_at_ms <= $3 AND ($5 = '' OR customer_id = $5) \
-             ORDER BY timestamp_ms, identifier LIMIT $4",
+             ORDER BY CASE WHEN state = 'parked' THEN '' ELSE stripe_customer_id END, \
+             timestamp_ms, identifier LIMIT $4",
         )
         .bind(due_by.ms())
         .bind(in_doubt_before.ms())

@@ -214,6 +214,19 @@ impl Tx {
         Ok(done.rows_affected() == 1)
     }
 
+    /// Notes of a meter event that waits and has no first send that it may have had one when it was
+    /// written down.
+    pub async fn assume_sent(&mut self, identifier: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE meter_events SET first_sent_at_ms = COALESCE(first_sent_at_ms, created_at_ms) \
+             WHERE identifier = $1 AND state = 'pending'",
+        )
+        .bind(identifier)
+        .execute(self.connection())
+        .await?;
+        Ok(())
+    }
+
     /// Takes back that a send was begun, after an answer that says it was not even looked at or
     /// was refused: it starts no doubt about what Stripe has counted. Only if it is the one send
     /// since `attempts_before`; of another one the answer may still be out.

@@ -43,18 +43,20 @@ pub struct Others {
 }
 
 /// One statement, so that all of it is of one moment while others write. Its first part is what
-/// counters and usage events say, its second what is in meter events.
+/// counters and usage events say, its second what is in meter events. A period ends where its counter
+/// says: its usage events keep the end that it had when they were answered.
 const PARTS: &str = "SELECT feature_id, series, period_start_ms, '' AS stripe_customer_id, \
-    '' AS event_name, CAST(MAX(end_ms) AS BIGINT) AS end_ms, CAST(SUM(metered) AS BIGINT) AS units, \
+    '' AS event_name, CAST(COALESCE(MAX(end_ms), MAX(told_ms)) AS BIGINT) AS end_ms, \
+    CAST(SUM(metered) AS BIGINT) AS units, \
     CAST(SUM(unknown) AS BIGINT) AS unknown, CAST(SUM(open) AS BIGINT) AS open, \
     MAX(open_meter) AS open_meter, 0 AS fresh, 0 AS waiting, 0 AS parked, NULL AS because, \
-    0 AS first_ms, 0 AS last_ms FROM (\
-    SELECT feature_id, series, period_start_ms, period_end_ms AS end_ms, \
+    0 AS unsent, 0 AS first_ms, 0 AS last_ms FROM (\
+    SELECT feature_id, series, period_start_ms, period_end_ms AS end_ms, 0 AS told_ms, \
     COALESCE(pruned_metered_units, 0) AS metered, \
     CASE WHEN pruned_metered_units IS NULL THEN 1 ELSE 0 END AS unknown, \
     COALESCE(open_units, 0) AS open, open_meter FROM usage_counters WHERE customer_id = $1 \
     UNION ALL SELECT feature_id, series, COALESCE(counted_from_ms, period_start_ms), \
-    CASE WHEN counted_from_ms IS NULL THEN period_end_ms ELSE 0 END, \
+    NULL, CASE WHEN counted_from_ms IS NULL THEN period_end_ms ELSE 0 END, \
     CASE WHEN substr(outcome, 5, 1) = 'm' THEN counted_units ELSE 0 END, \
     CASE WHEN substr(outcome, 5, 1) = '?' THEN 1 ELSE 0 END, 0, NULL FROM usage_events \
     WHERE customer_id = $1 AND counted_units > 0) AS counted \
@@ -65,6 +67,8 @@ const PARTS: &str = "SELECT feature_id, series, period_start_ms, '' AS stripe_cu
     CAST(SUM(CASE WHEN state = 'pending' THEN units ELSE 0 END) AS BIGINT), \
     CAST(SUM(CASE WHEN state = 'parked' THEN units ELSE 0 END) AS BIGINT), \
     MAX(CASE WHEN state = 'parked' THEN detail END), \
+    CAST(SUM(CASE WHEN state IN ('pending', 'parked') AND (first_sent_at_ms IS NULL \
+    OR rejected_code IS NOT NULL) THEN units ELSE 0 END) AS BIGINT), \
     CAST(MIN(timestamp_ms) AS BIGINT), CAST(MAX(timestamp_ms) AS BIGINT) FROM meter_events \
     WHERE customer_id = $1 AND state <> 'replaced' \
     GROUP BY feature_id, series, period_start_ms, stripe_customer_id, event_name";
@@ -111,7 +115,8 @@ impl Store {
              AND NOT (customer_id = $6 AND series = $7 AND period_start_ms = $8)",
             sum("state = 'delivered'"),
             sum("state = 'delivered' AND settled_at_ms > $5"),
-            sum("state IN ('pending', 'parked') AND first_sent_at_ms IS NOT NULL"),
+            sum("state IN ('pending', 'parked') AND first_sent_at_ms IS NOT NULL \
+                 AND rejected_code IS NULL"),
         );
         let row = sqlx::query(super::assembled(sql))
             .bind(&place.stripe_customer_id)
@@ -262,6 +267,7 @@ fn read_reported(row: &AnyRow) -> Result<Reported> {
         waiting: row.try_get("waiting")?,
         parked: row.try_get("parked")?,
         parked_because: row.try_get("because")?,
+        unsent: row.try_get("unsent")?,
         first_at: time(row, "first_ms")?,
         last_at: time(row, "last_ms")?,
     })

@@ -6,6 +6,8 @@
 //! delivered. If it has none of it, a new meter event for the same units is written down and sent.
 //! If it fits neither, nothing is sent: the meter event stays parked and says so.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::proof::{GIVE_UP_AFTER, Sums, Unreadable, freeze, is_stripes};
@@ -23,6 +25,10 @@ use crate::store::{StoreError, Tx};
 const AT_ONCE: i64 = 100;
 /// How long something that the sum did not settle waits for the next reading.
 const AGAIN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const NEVER: Timestamp = Timestamp::from_ms(i64::MAX);
+/// How many sums one run of the hourly job reads because of failures that Stripe did not name. One
+/// such failure puts all in doubt that arrived at the meter at its time, whosever it is.
+pub(super) const SUSPECTED_READINGS: usize = 1_000;
 /// How much earlier than Stripe refuses it usage is not sent any more.
 const SENDING_TAKES: Duration = Duration::from_secs(60 * 60);
 /// Stripe's code, in our words, for a failure that it did not name.
@@ -50,10 +56,15 @@ pub(super) struct Answer {
     pub words: String,
 }
 
-/// Settles what is in doubt and due to be compared.
-pub(super) async fn settle_due(app: &App, sums: &Sums<'_>) -> Result<Settled, SyncError> {
-    let now = app.clock.now();
-    settle_all(app, sums, &doubtful(app, None, now).await?, Mode::Apply).await
+/// Settles what is in doubt and due to be compared, with at most `readings` sums of what is only
+/// suspected; takes off those that it has read.
+pub(super) async fn settle_due(
+    app: &App,
+    sums: &Sums<'_>,
+    readings: &mut usize,
+) -> Result<Settled, SyncError> {
+    let due = doubtful(app, None, app.clock.now()).await?;
+    settle_all(app, sums, due, readings, Mode::Apply).await
 }
 
 /// The same for what one customer has in doubt, whenever it was to be compared. A dry run only
@@ -65,7 +76,8 @@ pub(super) async fn settle_of(
     mode: Mode,
 ) -> Result<Settled, SyncError> {
     let any_time = app.clock.now().plus(2 * AGAIN_AFTER);
-    settle_all(app, sums, &doubtful(app, Some(customer_id), any_time).await?, mode).await
+    let due = doubtful(app, Some(customer_id), any_time).await?;
+    settle_all(app, sums, due, &mut { SUSPECTED_READINGS }, mode).await
 }
 
 async fn doubtful(
@@ -82,25 +94,21 @@ async fn doubtful(
 async fn settle_all(
     app: &App,
     sums: &Sums<'_>,
-    due: &[Row],
+    mut due: Vec<Row>,
+    readings: &mut usize,
     mode: Mode,
 ) -> Result<Settled, SyncError> {
-    let mut settled = Settled::default();
+    let mut settled = clear_suspected(app, sums, &mut due, readings, mode).await?;
     let (mut asked, mut trouble) = (Vec::new(), 0);
-    for row in due {
+    for row in &due {
         // One reading settles everything in its minute.
         let minute = (place_of(row), minute_of(row.timestamp).start);
-        if asked.contains(&minute) {
+        if asked.contains(&minute) || !may_read(row, readings) {
             continue;
         }
         match ask(app, sums, row).await {
             Ok(answer) => {
-                for row in &answer.doubtful {
-                    settled.count(row, answer.told, app.clock.now());
-                    if mode == Mode::Apply {
-                        settle(app, row, &answer).await?;
-                    }
-                }
+                settle_answer(app, &answer, mode, &mut settled).await?;
                 asked.push(minute);
             }
             Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
@@ -133,7 +141,76 @@ async fn settle_all(
     Ok(settled)
 }
 
-/// Why a minute's sum says nothing.
+/// Clears all that is suspected of a customer and meter by one sum, if that has all of it, and takes
+/// it off what is due. The rest is for its minutes to tell.
+async fn clear_suspected(
+    app: &App,
+    sums: &Sums<'_>,
+    due: &mut Vec<Row>,
+    readings: &mut usize,
+    mode: Mode,
+) -> Result<Settled, SyncError> {
+    let mut settled = Settled::default();
+    let mut spans: BTreeMap<Place, (Range<Timestamp>, Row)> = BTreeMap::new();
+    for row in due.iter().filter(|row| is_suspected(row)) {
+        let minute = minute_of(row.timestamp);
+        let (span, _) = spans.entry(place_of(row)).or_insert_with(|| (minute.clone(), row.clone()));
+        *span = span.start.min(minute.start)..span.end.max(minute.end);
+    }
+    for (span, first) in spans.into_values() {
+        if span == minute_of(first.timestamp) || !may_read(&first, readings) {
+            continue;
+        }
+        match ask_of(app, sums, &first, span).await {
+            Ok(answer) if answer.told == Told::Counted => {
+                settle_answer(app, &answer, mode, &mut settled).await?;
+                let told_of = |row: &Row| {
+                    answer.doubtful.iter().any(|other| other.identifier == row.identifier)
+                };
+                due.retain(|row| !told_of(row));
+            }
+            Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
+            // Whatever is the matter, a minute's reading meets it too and says so.
+            Err(Unsettled::Unreadable(Unreadable::Stripe(error))) if is_stripes(&error) => break,
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(settled)
+}
+
+/// Delivered, and perhaps among failures that Stripe did not name.
+fn is_suspected(row: &Row) -> bool {
+    row.state == "delivered"
+}
+
+/// Whether a sum may be read for something in doubt; takes a reading off if it is suspected only.
+fn may_read(row: &Row, readings: &mut usize) -> bool {
+    match (is_suspected(row), *readings) {
+        (false, _) => true,
+        (true, 0) => false,
+        (true, left) => {
+            *readings = left - 1;
+            true
+        }
+    }
+}
+
+async fn settle_answer(
+    app: &App,
+    answer: &Answer,
+    mode: Mode,
+    settled: &mut Settled,
+) -> Result<(), SyncError> {
+    for row in &answer.doubtful {
+        settled.count(row, answer.told, app.clock.now());
+        if mode == Mode::Apply {
+            settle(app, row, answer).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Why a sum says nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unsettled {
     #[error(transparent)]
@@ -144,10 +221,20 @@ pub(super) enum Unsettled {
 
 /// Reads the sum of the minute in which a meter event lies. The event itself counts as in doubt.
 pub(super) async fn ask(app: &App, sums: &Sums<'_>, asked: &Row) -> Result<Answer, Unsettled> {
-    let (place, minute) = (place_of(asked), minute_of(asked.timestamp));
+    ask_of(app, sums, asked, minute_of(asked.timestamp)).await
+}
+
+/// The same of a span of whole minutes around it.
+async fn ask_of(
+    app: &App,
+    sums: &Sums<'_>,
+    asked: &Row,
+    span: Range<Timestamp>,
+) -> Result<Answer, Unsettled> {
+    let place = place_of(asked);
     // Stripe's sum first: what is sent meanwhile is then known to us and not to it.
-    let stripe = sums.units(&place, minute.clone()).await?;
-    let rows = app.store.meter_events_at(&place, &minute).await?;
+    let stripe = sums.units(&place, span.clone()).await?;
+    let rows = app.store.meter_events_at(&place, &span).await?;
     let now = app.clock.now();
     let (mut expected, mut doubtful) = (Expected::default(), Vec::new());
     for row in rows {
@@ -181,7 +268,7 @@ enum Part {
 fn part_of(row: &Row, asked: &Row, now: Timestamp) -> Part {
     let moved_lately = row.settled_at.is_none_or(|at| now.since(at) < SETTLED_AFTER);
     match row.state.as_str() {
-        "pending" if row.first_sent_at.is_none() => Part::None,
+        "pending" if row.first_sent_at.is_none() && !in_doubt(row, now) => Part::None,
         "pending" => Part::UnderWay,
         _ if row.first_sent_at.is_none() => Part::None,
         _ if row.identifier == asked.identifier && !moved_lately => Part::Doubtful,
@@ -225,13 +312,13 @@ async fn settle(app: &App, row: &Row, answer: &Answer) -> Result<(), SyncError> 
             replace(app, row, None).await?;
         }
         Told::TooEarly => wait(app, row).await?,
-        Told::Ahead { .. } => {
+        Told::Ahead { .. } if !is_too_old(row, now) => {
             if let Ok(customer_id) = row.customer_id.parse() {
                 freeze(app, &customer_id, &answer.words).await?;
             }
             postpone(app, row, &answer.words).await?;
         }
-        Told::Neither => postpone(app, row, &answer.words).await?,
+        Told::Ahead { .. } | Told::Neither => postpone(app, row, &answer.words).await?,
     }
     Ok(())
 }
@@ -257,10 +344,15 @@ async fn wait(app: &App, row: &Row) -> Result<(), StoreError> {
     show(app, row, &Shown::Unclear { again_at, reason: None }, None).await
 }
 
-/// Leaves a meter event as it is, with the reason, for a day.
+/// Leaves a meter event as it is, with the reason, for a day; or for good, once Stripe takes its
+/// usage no more, whatever its sums may say.
 async fn postpone(app: &App, row: &Row, reason: &str) -> Result<(), StoreError> {
-    let (again_at, reason) = (app.clock.now().plus(AGAIN_AFTER), Some(reason.to_owned()));
-    park(app, row, Shown::Unclear { again_at, reason }).await
+    let now = app.clock.now();
+    let (again_at, reason) = match is_too_old(row, now) {
+        true => (NEVER, format!("{reason}, and it takes no usage older than 35 days")),
+        false => (now.plus(AGAIN_AFTER), reason.to_owned()),
+    };
+    park(app, row, Shown::Unclear { again_at, reason: Some(reason) }).await
 }
 
 /// Settles a meter event in a way that leaves its usage unbilled, and says so.

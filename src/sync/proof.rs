@@ -118,7 +118,10 @@ pub struct Line {
     /// Nothing of it was on its way or had only just arrived.
     #[serde(skip)]
     pub settled: bool,
-    /// What is parked, waits, or is in an open window: for all we know Stripe does not have it.
+    /// What is parked, waits, or is in an open window.
+    #[serde(skip)]
+    pub undelivered: i64,
+    /// Of that, what Stripe cannot have.
     #[serde(skip)]
     pub unsent: i64,
     #[serde(skip)]
@@ -128,7 +131,17 @@ pub struct Line {
 impl Line {
     /// Whether there is a difference that the outbox does not account for.
     pub(super) fn is_unexplained(&self) -> bool {
-        self.difference.is_some_and(|difference| difference > 0 || difference + self.unsent < 0)
+        self.difference
+            .is_some_and(|difference| difference > 0 || difference + self.undelivered < 0)
+    }
+
+    /// Whether Stripe has more than we have, or may have, for all that can be read. Where it has no
+    /// meter, or nothing says which, it has nothing.
+    pub(super) fn may_be_ahead(&self) -> bool {
+        match self.unreadable {
+            Some(Unreadable::NoPlace | Unreadable::NoMeter) => false,
+            _ => self.difference.is_none_or(|difference| difference > 0),
+        }
     }
 
     /// Whether ledger and Stripe are known to say the same.
@@ -141,8 +154,12 @@ impl Line {
         let BillingPeriod { start, end } = self.period;
         let meter = self.meter.as_deref().unwrap_or("no meter");
         let stripe = self.stripe.map_or("an unknown number of".to_owned(), |n| n.to_string());
+        let unsent = match self.unsent {
+            0 => String::new(),
+            units => format!(", of which {units} were never sent,"),
+        };
         format!(
-            "of {meter} from {start} to {end} the ledger has {} units and Stripe {stripe}",
+            "of {meter} from {start} to {end} the ledger has {} units{unsent} and Stripe {stripe}",
             self.ledger
         )
     }
@@ -187,7 +204,7 @@ pub async fn compare(
     // A span of whole minutes reaches into the periods before and after.
     let fresh_after = now.minus(SETTLED_AFTER);
     let others = store.sent_by_others(place, &account.span(), fresh_after, &key).await?;
-    if read.as_ref().is_ok_and(|units| units - others.delivered > account.ledger) {
+    if read.as_ref().is_ok_and(|units| units - others.delivered > account.most()) {
         // Something may have been used and sent since the account was made.
         let mut accounts = accounts_of(store, catalog, customer_id, now).await?;
         accounts.retain(|other| other.is_same(account));
@@ -210,7 +227,7 @@ fn line(
     let moving = account.fresh + others.fresh + on_its_way;
     let stripe = read.as_ref().ok().map(|units| match units - others.delivered {
         // What is too much may be others', as far as they wait for an answer.
-        own if own > account.ledger => account.ledger.max(own - others.unanswered),
+        own if own > account.most() => account.most().max(own - others.unanswered),
         own => own,
     });
     let difference = stripe.map(|stripe| account.difference(stripe, moving));
@@ -234,7 +251,8 @@ fn line(
         difference,
         remarks,
         settled: moving == 0 && others.unanswered == 0,
-        unsent: account.parked + account.waiting + account.open,
+        undelivered: account.parked + account.waiting + account.open,
+        unsent: account.ledger - account.most(),
         unreadable,
     }
 }
@@ -309,7 +327,7 @@ async fn prove(app: &App, sums: &Sums<'_>, period: &PeriodKey) -> Result<bool, S
             _ => lines.push(line),
         }
     }
-    let proven = lines.iter().all(|line| line.agrees() && line.settled);
+    let proven = lines.iter().all(|line| line.agrees() && line.settled && line.undelivered == 0);
     note_differences(app, &lines).await?;
     note_compared(app, period, proven).await?;
     Ok(proven)

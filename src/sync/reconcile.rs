@@ -1,6 +1,6 @@
 //! Usage held against Stripe's sums: what is in doubt is settled, and periods are proven.
 
-use super::doubts::{Settled, settle_due, settle_of};
+use super::doubts::{SUSPECTED_READINGS, Settled, settle_due, settle_of};
 use super::proof::{
     AT_ONCE, Line, Proven, Sums, Unreadable, accounts_of, compare, is_stripes, note_differences,
     prove_due,
@@ -35,8 +35,10 @@ pub async fn usage(app: &App) -> Result<Reconciled, SyncError> {
     let mut all = Reconciled::default();
     let Some(stripe) = &app.stripe else { return Ok(all) };
     let sums = Sums::of(stripe);
+    let mut readings = SUSPECTED_READINGS;
     for _ in 0..ROUNDS {
-        let Settled { counted, replaced, parked, stopped } = settle_due(app, &sums).await?;
+        let Settled { counted, replaced, parked, stopped } =
+            settle_due(app, &sums, &mut readings).await?;
         all.settled += counted + replaced;
         all.differing += parked;
         all.stopped = stopped;
@@ -91,11 +93,10 @@ pub(super) async fn customer(
     let sums = Sums::of(stripe);
     let settled = settle_of(app, &sums, id, mode).await?;
     let lines = lines_of(app, &sums, id).await?;
-    let ahead = |line: &Line| line.difference.is_none_or(|difference| difference > 0);
     let (differing, others): (Vec<_>, Vec<_>) = lines.into_iter().partition(Line::is_unexplained);
     if mode == Mode::Apply {
         note_differences(app, &differing).await?;
-        if !differing.iter().chain(&others).any(ahead) {
+        if !differing.iter().chain(&others).any(Line::may_be_ahead) {
             let mut tx = app.store.begin().await?;
             tx.thaw_sending(id).await?;
             tx.commit().await?;

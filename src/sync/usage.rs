@@ -153,10 +153,7 @@ enum Step {
 async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError> {
     let now = app.clock.now();
     if in_doubt(row, now) {
-        let reason = "24 h after its first send Stripe may not know it again: compare sums before \
-            sending it again"
-            .to_owned();
-        return conclude(app, row, Verdict::of(SendOutcome::Parked { reason })).await;
+        return doubt(app, row).await;
     }
     let mut tx = app.store.begin().await?;
     let ours = tx.begin_send(&row.identifier).await?;
@@ -176,6 +173,17 @@ async fn send(app: &App, stripe: &Stripe, row: &Row) -> Result<Step, StoreError>
         .await;
     let wait = app.entropy.jitter(backoff(row.attempts).min(patience(row.billable_until, now)));
     conclude(app, row, judge(answer, now, wait)).await
+}
+
+/// Parks what only Stripe's sums can tell about.
+async fn doubt(app: &App, row: &Row) -> Result<Step, StoreError> {
+    let mut tx = app.store.begin().await?;
+    tx.assume_sent(&row.identifier).await?;
+    tx.commit().await?;
+    let reason = "24 h after its first send Stripe may not know it again: compare sums before \
+        sending it again"
+        .to_owned();
+    conclude(app, row, Verdict::of(SendOutcome::Parked { reason })).await
 }
 
 /// Somebody else settled a meter event, unless its customer's sending is frozen.
@@ -231,9 +239,12 @@ fn note_late(row: &Row, outcome: &SendOutcome, now: Timestamp) {
     }
 }
 
-/// Whether Stripe may have counted a meter event and not know its identifier any more.
+/// Whether Stripe may have counted a meter event and not know its identifier any more. One that
+/// waits for its first send may have had it after the backup was made that we come from.
 pub(super) fn in_doubt(row: &Row, now: Timestamp) -> bool {
-    row.first_sent_at.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
+    let waits = row.state == "pending";
+    let first = row.first_sent_at.or_else(|| waits.then_some(row.created_at));
+    first.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
 }
 
 /// Seconds that double with each attempt, up to an hour. The first retry is soon, because most

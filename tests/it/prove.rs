@@ -160,6 +160,7 @@ both_databases! {
         std::fs::write(world.plans_file(), plans).unwrap();
         world.settle().await;
         world.runs("acme", 2).await;
+        world.advance(5 * MINUTE).await;
         world.advance_to(AUGUST_IS_OVER).await;
         assert_eq!(lines(&db, &world).await, ["acme ai_runs 5 5 0", "acme runs_2 2 2 0"]);
     }

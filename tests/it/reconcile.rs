@@ -149,6 +149,27 @@ both_databases! {
         assert_eq!(world.billed(&acme), "7", "which it was is not guessed");
     }
 
+    async fn what_stripe_takes_no_more_is_settled_for_good_whatever_its_sum(db: TestDb) {
+        let world = World::start(&db).await;
+        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        for (customer, stripe_id, foreign) in [("acme", acme, "3"), ("globex", globex, "9")] {
+            world.runs(customer, 7).await;
+            report_by_hand(&world, &stripe_id, foreign).await;
+        }
+        a_day_of_silence(&world).await;
+        world.clock.advance(70 * DAY).unwrap();
+        Job::Reconcile.step(world.app()).await.unwrap();
+        for customer in ["acme", "globex"] {
+            let said = reason(&world, customer).await;
+            assert!(said.contains("ours 7 with") && said.contains("35 days"), "{said}");
+        }
+        let read = readings(&world);
+        world.clock.advance(2 * DAY).unwrap();
+        Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(readings(&world), read, "nothing can be done about it any more");
+        assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
+    }
+
     async fn a_sum_that_lags_is_not_believed_too_soon(db: TestDb) {
         let world = World::start(&db).await;
         let acme = linked(&world, "acme").await;
@@ -169,6 +190,39 @@ both_databases! {
         world.sim.change_faults(|faults| faults.api.clear());
         world.advance(DAY).await;
         assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["delivered 7".to_owned()], "7".into()));
+    }
+}
+
+both_databases! {
+    async fn what_a_restored_backup_has_not_sent_is_asked_about_before_it_is_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 7).await;
+        world.advance(5 * MINUTE).await;
+        world.advance(26 * HOUR).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 7"]);
+        // The backup is of the moment before it was sent.
+        rows(&db.url, "UPDATE meter_events SET state = 'pending', attempts = 0, \
+            first_sent_at_ms = NULL, settled_at_ms = NULL").await;
+        world.advance(MINUTE).await;
+        assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["parked 7".to_owned()], "7".into()));
+        world.advance(HOUR).await;
+        assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["delivered 7".to_owned()], "7".into()));
+    }
+
+    async fn what_could_not_be_sent_for_a_day_is_sent_once_its_sum_was_read(db: TestDb) {
+        let mut world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 7).await;
+        world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
+        world.advance(5 * MINUTE).await;
+        world.advance(DAY).await;
+        world.restart_with(&[]).await;
+        world.settle().await;
+        assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
+        world.advance(HOUR).await;
+        assert_eq!(outbox(&world, "acme").await, ["replaced 7", "delivered 7"]);
+        assert_eq!(world.billed(&acme), "7");
     }
 }
 
@@ -203,6 +257,60 @@ both_databases! {
         world.settle().await;
         assert_eq!(world.billed(&acme), "9");
         assert_eq!(world.admin("POST", "/customers/acme/sync").await.ok()["differences"], json!([]));
+    }
+
+    async fn a_surplus_is_not_hidden_by_what_waits_to_be_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 5).await;
+        report_by_hand(&world, &acme, "1").await;
+        world.advance(HOUR).await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.runs("acme", 4).await;
+        world.advance(10 * MINUTE).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 5", "parked 4"]);
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.settle().await;
+        assert_eq!(world.billed(&acme), "6", "Stripe still has one more than was sent");
+        report_by_hand(&world, &acme, "-1").await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        world.settle().await;
+        assert_eq!(world.billed(&acme), "9");
+    }
+
+    async fn foreign_usage_does_not_prove_what_was_never_sent(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        let meter = meter(&world).await;
+        world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
+        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
+        world.runs("acme", 5).await;
+        world.advance(5 * MINUTE).await;
+        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        report_by_hand(&world, &acme, "5").await;
+        world.advance_to("2026-12-01T03:00:00Z").await;
+        assert_eq!(proven(&db.url).await, 0);
+        let refused = replay(&world, &identifier(&world, "acme", "parked").await).await;
+        assert_eq!((refused.0, world.billed(&acme)), (409, "5".to_owned()), "{refused:?}");
+    }
+
+    async fn usage_that_stripe_has_no_meter_for_keeps_nobody_frozen(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = linked(&world, "acme").await;
+        world.runs("acme", 5).await;
+        report_by_hand(&world, &acme, "1").await;
+        world.advance(HOUR).await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        let plans = include_str!("../../plans.example.toml")
+            .replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"no_such_meter\"");
+        std::fs::write(world.plans_file(), plans).unwrap();
+        world.settle().await;
+        world.runs("acme", 2).await;
+        world.advance(10 * MINUTE).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 5", "parked 2"]);
+        report_by_hand(&world, &acme, "-1").await;
+        world.admin("POST", "/customers/acme/sync").await.ok();
+        assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
     }
 
     async fn an_unanswered_send_of_the_next_period_freezes_nobody(db: TestDb) {
@@ -326,6 +434,31 @@ both_databases! {
         assert_eq!((world.billed(&acme), world.billed(&globex)), ("7".into(), "2".into()));
     }
 
+    async fn whose_sum_has_all_that_is_suspected_is_read_once(db: TestDb) {
+        let plans = include_str!("../../plans.example.toml").replace("\"5m\"", "\"10s\"");
+        let world = World::with_plans(&db, &plans).await;
+        listen(&world);
+        world.sim.change_faults(|faults| faults.error_reports_without_samples = true);
+        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let meter = meter(&world).await;
+        for _ in 0..4 {
+            world.runs("globex", 2).await;
+            world.advance(MINUTE).await;
+        }
+        world.runs("acme", 7).await;
+        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
+        world.advance(30 * SECOND).await;
+        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        world.advance(30 * SECOND).await;
+        let suspected = "SELECT COUNT(*) FROM meter_events WHERE suspected_at_ms IS NOT NULL";
+        assert_eq!(rows(&db.url, suspected).await, ["5"]);
+        world.advance(HOUR).await;
+        assert_eq!(readings(&world), 2, "one for each customer");
+        assert_eq!(rows(&db.url, suspected).await, ["0"]);
+        assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
+        assert_eq!((world.billed(&acme), world.billed(&globex)), ("0".into(), "8".into()));
+    }
+
     async fn usage_for_a_meter_that_is_not_there_is_parked(db: TestDb) {
         let plans = include_str!("../../plans.example.toml")
             .replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"no_such_meter\"");
@@ -413,6 +546,7 @@ both_databases! {
         world.advance(5 * DAY).await;
         world.restart_with(&[]).await;
         world.settle().await;
+        world.advance(HOUR).await;
         assert_eq!((outbox(&world, "acme").await, world.billed(&acme)), (vec!["parked 7".to_owned()], "0".into()));
         let row = identifier(&world, "acme", "parked").await;
         assert_eq!(replay(&world, &row).await, (409, "too_old: identifier".to_owned()));

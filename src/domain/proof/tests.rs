@@ -34,6 +34,7 @@ fn sent(feature: &str, meter: &str, units: i64) -> Reported {
         waiting: 0,
         parked: 0,
         parked_because: None,
+        unsent: 0,
         first_at: at("2026-11-05T10:00:00Z"),
         last_at: at("2026-11-05T10:00:00Z"),
     }
@@ -136,6 +137,16 @@ fn what_was_sent_a_moment_ago_is_no_difference() {
     assert_eq!((difference(10, 0), difference(9, 0), difference(11, 0)), (0, -1, 1));
     assert_eq!((difference(10, 3), difference(7, 3), difference(8, 3)), (0, 0, 0));
     assert_eq!((difference(6, 3), difference(11, 3)), (-1, 1));
+}
+
+#[test]
+fn what_was_never_sent_hides_no_surplus() {
+    let parked = Reported { parked: 4, unsent: 4, ..sent("runs", "ai", 9) };
+    let open = Metered { open: 1, open_meter: Some("ai".to_owned()), ..counter("runs", 10) };
+    let account = &accounts(&[open], &[parked], None, |_| Some(place("ai")))[0];
+    let difference = |stripe| account.difference(stripe, 0);
+    assert_eq!((account.ledger, difference(5), difference(4)), (10, -5, -6));
+    assert_eq!((difference(6), difference(10), difference(11)), (1, 5, 6));
 }
 
 #[test]

@@ -61,7 +61,7 @@ both_databases! {
         };
         let reported = Reported {
             feature_id, series: 0, period_start: november().start, place: place(), units: 9,
-            fresh: 3, waiting: 3, parked: 3, parked_because: Some("in doubt".to_owned()),
+            fresh: 3, waiting: 3, parked: 3, parked_because: Some("in doubt".to_owned()), unsent: 0,
             first_at: now(), last_at: now().plus(10 * MINUTE),
         };
         let read = store.metered_of(&acme(), now().minus(MINUTE)).await.unwrap();
@@ -78,6 +78,25 @@ both_databases! {
         };
         assert_eq!(others(0).await, Others::default());
         assert_eq!(others(1).await, Others { delivered: 3, fresh: 0, unanswered: 6 });
+        let mut tx = store.begin().await.unwrap();
+        tx.reject_meter_event("tg_1", "archived_meter", "rejected").await.unwrap();
+        tx.commit().await.unwrap();
+        let unanswered = others(1).await.unanswered;
+        assert_eq!(unanswered, 3, "what Stripe has rejected it has answered");
+    }
+
+    async fn a_period_ends_where_its_counter_says_and_not_where_it_was_thought_to(db: TestDb) {
+        let store = open(&db).await;
+        let end = now().plus(Duration::from_secs(86_400));
+        let counter = Counter { usage: 3, ..Counter::default() };
+        let mut event = usage_event();
+        event.facts.counted = 3;
+        let mut tx = store.begin().await.unwrap();
+        tx.put_runs(&[event], &[]).await.unwrap();
+        tx.put_counters(&[(counter_key(), end, counter)]).await.unwrap();
+        tx.commit().await.unwrap();
+        let (metered, _) = store.metered_of(&acme(), now()).await.unwrap();
+        assert_eq!(metered[0].period, BillingPeriod { start: november().start, end });
     }
 
     async fn a_period_is_compared_until_it_is_proven(db: TestDb) {
@@ -127,6 +146,22 @@ both_databases! {
         assert_eq!(store.frozen_because("acme").await.unwrap(), None);
     }
 
+    async fn what_was_never_sent_may_have_been_when_it_was_written_down(db: TestDb) {
+        let store = open(&db).await;
+        sent(&store).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_meter_event(&meter_event(3)).await.unwrap();
+        tx.commit().await.unwrap();
+        rows(&db.url, "UPDATE meter_events SET created_at_ms = 7").await;
+        let mut tx = store.begin().await.unwrap();
+        for identifier in ["tg_1", "tg_2", "tg_3"] {
+            tx.assume_sent(identifier).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let old = "SELECT identifier FROM meter_events WHERE first_sent_at_ms = 7";
+        assert_eq!(rows(&db.url, old).await, ["tg_3"]);
+    }
+
     async fn what_is_in_doubt_is_found_and_settled(db: TestDb) {
         let store = open(&db).await;
         sent(&store).await;
@@ -143,7 +178,7 @@ both_databases! {
         let mut tx = store.begin().await.unwrap();
         assert_eq!(tx.suspect_meter_events("ai_runs", &span).await.unwrap(), 2, "not the parked one");
         tx.commit().await.unwrap();
-        assert_eq!(doubtful(now()).await, ["tg_0", "tg_1"]);
+        assert_eq!(doubtful(now()).await, ["tg_1", "tg_0"]);
         let settle = async |identifier: &str, state: &str, shown: Shown| {
             let mut tx = store.begin().await.unwrap();
             let settled = tx.settle_doubt(identifier, state, &shown).await.unwrap();
@@ -155,7 +190,7 @@ both_databases! {
         let unclear = Shown::Unclear { again_at: later, reason: Some("neither".to_owned()) };
         assert_eq!(settle("tg_1", "parked", unclear).await, "true parked neither");
         assert_eq!(doubtful(now()).await, ["tg_0"]);
-        assert_eq!(doubtful(later).await, ["tg_0", "tg_1"]);
+        assert_eq!(doubtful(later).await, ["tg_1", "tg_0"]);
         let too_late = Shown::TooLate { reason: "too late".to_owned() };
         assert_eq!(settle("tg_0", "parked", too_late.clone()).await, "false delivered ");
         let rejected = Shown::Rejected { code: "unnamed".to_owned(), reason: "it lacks".to_owned() };
