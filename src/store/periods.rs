@@ -153,7 +153,8 @@ impl Tx {
         Ok(overdue)
     }
 
-    /// Says when a customer's period ends that is known by its start.
+    /// Says when a customer's period ends that is known by its start. With another end it is another
+    /// sum that Stripe has to prove.
     pub async fn set_period_end(
         &mut self,
         customer_id: &CustomerId,
@@ -162,8 +163,9 @@ impl Tx {
     ) -> Result<()> {
         for (sql, end) in [
             (
-                "UPDATE usage_counters SET period_end_ms = $4 WHERE customer_id = $1 \
-                 AND series = $2 AND period_start_ms = $3 AND period_end_ms <> $4",
+                "UPDATE usage_counters SET period_end_ms = $4, proven_at_ms = NULL, \
+                 compared_at_ms = NULL WHERE customer_id = $1 AND series = $2 \
+                 AND period_start_ms = $3 AND period_end_ms <> $4",
                 period.end,
             ),
             (
@@ -303,6 +305,7 @@ impl Tx {
             .bind(since.ms())
             .bind(period.start.ms())
             .bind(period.billable_until().ms())
+        self.free_window_ends(key, since, period).await?;
             .execute(self.connection())
             .await?;
         Ok(moved)
@@ -313,9 +316,53 @@ impl Tx {
         let pending = format!("{OF_COUNTER} AND state = 'pending'");
         let sql = format!(
             "SELECT CAST(COALESCE(SUM(units), 0) AS BIGINT) AS v FROM reservations WHERE {pending}"
+        self.unprove(key, period.start).await?;
         );
         let units = of(key, sql).fetch_one(self.connection()).await?.try_get("v")?;
         let sql = format!(
+    /// What was proven of a counter and of the one of the period that began at `other` was proven of
+    /// what they held before.
+    async fn unprove(&mut self, key: &CounterKey, other: Timestamp) -> Result<()> {
+        let sql = "UPDATE usage_counters SET proven_at_ms = NULL, compared_at_ms = NULL \
+            WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
+            AND period_start_ms IN ($4, $5)";
+        of(key, sql.to_owned()).bind(other.ms()).execute(self.connection()).await?;
+        Ok(())
+    }
+
+    /// Lets those of a counter's meter events since `since` whose window ends when one of the counter
+    /// of `period` does end a moment before: it is the window's end that tells them apart.
+    async fn free_window_ends(
+        &mut self,
+        key: &CounterKey,
+        since: Timestamp,
+        period: BillingPeriod,
+    ) -> Result<()> {
+        let of_either = "w.customer_id = $1 AND w.feature_id = $2 AND w.series = $3 \
+            AND w.period_start_ms IN ($4, $6) AND w.window_end_ms";
+        let taken = format!(
+            "SELECT identifier FROM meter_events AS m WHERE {OF_COUNTER} AND timestamp_ms >= $5 \
+             AND EXISTS (SELECT 1 FROM meter_events AS w WHERE {of_either} = m.window_end_ms \
+             AND w.period_start_ms = $6)"
+        );
+        let query = of(key, taken).bind(since.ms()).bind(period.start.ms());
+        for row in query.fetch_all(self.connection()).await? {
+            let identifier: String = row.try_get("identifier")?;
+            // One less than an end that is taken, and the greatest of these that is free.
+            let sql = format!(
+                "UPDATE meter_events SET window_end_ms = (SELECT MAX(e.window_end_ms) - 1 \
+                 FROM meter_events AS e WHERE e.customer_id = $1 AND e.feature_id = $2 \
+                 AND e.series = $3 AND e.period_start_ms IN ($4, $6) \
+                 AND e.window_end_ms <= meter_events.window_end_ms \
+                 AND NOT EXISTS (SELECT 1 FROM meter_events AS w \
+                 WHERE {of_either} = e.window_end_ms - 1)) WHERE identifier = $5"
+            );
+            let query = of(key, sql).bind(identifier).bind(period.start.ms());
+            query.execute(self.connection()).await?;
+        }
+        Ok(())
+    }
+
             "UPDATE reservations SET period_start_ms = $5, period_end_ms = $6 WHERE {pending}"
         );
         of(key, sql)

@@ -1,6 +1,8 @@
 //! Billing periods from end to end: whose runs they are, what Stripe bills for each, and what
 //! happens when they turn out to be others than was thought.
 
+mod moved;
+
 use std::time::Duration;
 
 use secrecy::ExposeSecret;

@@ -108,4 +108,37 @@ both_databases! {
         let ends = "SELECT DISTINCT billable_until_ms FROM meter_events UNION SELECT period_end_ms FROM usage_counters ORDER BY 1";
         assert_eq!(rows(&db.url, ends).await, [longer.end.ms().to_string(), longer.billable_until().ms().to_string()]);
     }
+    async fn events_whose_windows_end_together_are_told_apart_when_they_move(db: TestDb) {
+        let (store, _) = used(&db).await;
+        let period = BillingPeriod { start: now().minus(Duration::from_secs(60)), ..november() };
+        let there = CounterKey { period_start: period.start, ..counter_key() };
+        let mut tx = store.begin().await.unwrap();
+        for (identifier, minutes) in [("tg_3", 0), ("tg_4", 10)] {
+            let event = NewMeterEvent { counter: there.clone(), ..event(identifier, minutes) };
+            tx.insert_meter_event(&event).await.unwrap();
+        }
+        tx.put_counters(&[(there, period.end, Counter::default())]).await.unwrap();
+        tx.commit().await.unwrap();
+        rows(&db.url, "UPDATE usage_counters SET proven_at_ms = 1, compared_at_ms = 1").await;
+        rows(&db.url, "UPDATE meter_events SET window_end_ms = window_end_ms - 600001 WHERE identifier = 'tg_4'").await;
+        let mut tx = store.begin().await.unwrap();
+        tx.move_rows(&counter_key(), period.start, period).await.unwrap();
+        tx.commit().await.unwrap();
+        let ends = "SELECT identifier, window_end_ms FROM meter_events ORDER BY identifier";
+        let end = in_minutes(5).ms();
+        assert_eq!(rows(&db.url, ends).await, [
+            format!("tg_1|{}", end - 2), format!("tg_2|{}", in_minutes(15).ms()),
+            format!("tg_3|{end}"), format!("tg_4|{}", end - 1),
+        ]);
+        let proven = "SELECT COUNT(*) FROM usage_counters WHERE proven_at_ms = compared_at_ms";
+        assert_eq!(rows(&db.url, proven).await, ["0"]);
+    }
+
 }
+        rows(&db.url, "UPDATE usage_counters SET proven_at_ms = 1, compared_at_ms = 1").await;
+        let proven = "SELECT COUNT(*) FROM usage_counters WHERE proven_at_ms = compared_at_ms";
+        let mut tx = store.begin().await.unwrap();
+        tx.set_period_end(&acme(), 0, november()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(rows(&db.url, proven).await, ["1"], "as before");
+        assert_eq!(rows(&db.url, proven).await, ["0"]);
