@@ -303,9 +303,17 @@ impl Batch {
         let key = if known(&event.key).is_some() { own } else { event.key.clone() };
         let account = self.books.get(id).ok_or(GateError::UnknownCustomer)?;
         let mut event = NewEvent { key, ..event.clone() };
-        if self.now >= event.facts.period.end.plus(REPORTABLE_FOR) {
-            // As with a run that was committed too late for its period.
-            event.facts.period = account.customer.tier.cycle.period_at(self.now);
+        let current = account.period_at(self.now);
+        let answered_on = journalled_key(&event);
+        let end = account.entry(&answered_on).map_or(event.facts.period.end, |own| own.period_end);
+        let decided_at = event.facts.decided_at;
+        let reportable = event.series == account.customer.tier.cycle.series
+            && (current.start <= event.facts.period.start || decided_at < current.start)
+            && decided_at < end
+            && self.now < end.plus(REPORTABLE_FOR);
+        if !reportable {
+            // As with a run that was committed too late for its period, or for its subscription.
+            event.facts.period = current;
             event.series = account.customer.tier.cycle.series;
         }
         let (facts, request_key) = (event.facts.clone(), event.key.request_key());

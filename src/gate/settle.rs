@@ -70,8 +70,12 @@ impl Batch {
         let current_key = counter_key(customer, &held.feature_id, current);
         let own = account.entry(held).map_or(reservation.period_end, |entry| entry.period_end);
         let releases = settlement.intent == Intent::Release;
-        // Another series has begun since: what is reported now is the new subscription's.
-        let reportable = held.series == current_key.series && self.now < own.plus(REPORTABLE_FOR);
+        // Another series has begun since: what is reported now is the new subscription's. So it is of
+        // another period if this one turned out to have ended before the units were held: what was
+        // pending then has moved, and what had expired has not.
+        let reportable = held.series == current_key.series
+            && self.now < own.plus(REPORTABLE_FOR)
+            && reservation.created_at < own;
         let in_own = releases || reportable || *held == current_key;
         let (key, period) = if in_own && *held != current_key {
             (held.clone(), BillingPeriod { start: held.period_start, end: own })

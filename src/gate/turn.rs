@@ -21,7 +21,16 @@ pub async fn follow(
 ) -> Result<bool, StoreError> {
     match customer.tier.cycle.turn(next) {
         None => Ok(false),
-        Some(Turn::Ended { at }) => end_series(app, tx, customer, at.min(tx.now)).await,
+        Some(Turn::Ended { at }) => {
+            let own = customer.tier.cycle.period_at(tx.now);
+            let at = match next.stripe {
+                // An older subscription goes on. Stripe bills by the customer, so that one bills what
+                // its period is the time of, whichever subscription it was used under.
+                Some(older) if older.start < own.start => older.end,
+                _ => at.min(tx.now),
+            };
+            end_series(app, tx, customer, at).await
+        }
         Some(Turn::Bounds(period)) => move_into(app, tx, customer, period).await,
     }
 }
@@ -94,8 +103,12 @@ async fn move_counter(
         from.closed_until = Some(window.end);
         freeze(app, tx, customer, key, end, window).await?;
     }
-    if let Some(closed) = take_over(&mut to, after, from.closed_until) {
-        freeze(app, tx, customer, &to_key, period.end, closed).await?;
+    let (own, closed) = take_over(&mut to, after, &mut from, tx.now);
+    if let Some(window) = own {
+        freeze(app, tx, customer, key, end, window).await?;
+    }
+    if let Some(window) = closed {
+        freeze(app, tx, customer, &to_key, period.end, window).await?;
     }
     // The runs of a window that is frozen stay with it.
     let since = tx.frozen_across(key, period.start).await?.unwrap_or(period.start);
@@ -116,14 +129,63 @@ async fn move_counter(
     Ok(())
 }
 
-/// Goes on with a window that another counter had open; answers the one of its own that this closes.
+/// Goes on with the window that another counter, `from`, had open; answers what this closes: that
+/// window, where some of its time is closed already, and the counter's own. So no window that stays
+/// open ends when one that is closed and of the same counter does.
 fn take_over(
     counter: &mut Counter,
     window: Option<OpenWindow>,
-    closed_until: Option<Timestamp>,
-) -> Option<OpenWindow> {
-    let closed = window.as_ref().and_then(|window| counter.cut_window(window.start));
-    counter.closed_until = counter.closed_until.max(closed_until);
+    from: &mut Counter,
+    now: Timestamp,
+) -> (Option<OpenWindow>, Option<OpenWindow>) {
+    from.open = window;
+    let overlaps = |open: &OpenWindow| counter.closed_until.is_some_and(|until| until > open.start);
+    let from_closed =
+        if from.open.as_ref().is_some_and(overlaps) { from.cut_window(now) } else { None };
+    let window = from.open.take();
+    let until = window.as_ref().map(|window| window.start).or(from.closed_until);
+    let own = counter.open.as_ref().zip(until);
+    let closes = own.is_some_and(|(own, until)| window.is_some() || own.start < until);
+    let closed = until.filter(|_| closes).and_then(|until| counter.cut_window(until));
+    counter.closed_until = counter.closed_until.max(from.closed_until);
     counter.open = window.or(counter.open.take());
-    closed
+    (from_closed, closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(start_s: i64, end_s: i64) -> OpenWindow {
+        let (start, end) = (Timestamp::from_seconds(start_s), Timestamp::from_seconds(end_s));
+        OpenWindow { start, end, value: 1, meter: "runs".to_owned() }
+    }
+
+    fn counter(open: Option<OpenWindow>, closed_until_s: Option<i64>) -> Counter {
+        let closed_until = closed_until_s.map(Timestamp::from_seconds);
+        Counter { open, closed_until, ..Counter::default() }
+    }
+
+    fn taken(to: &Counter, from: &Counter) -> (Option<i64>, Option<i64>, Option<i64>) {
+        let (mut to, mut from) = (to.clone(), from.clone());
+        let window = from.open.take();
+        let (own, closed) = take_over(&mut to, window, &mut from, Timestamp::from_seconds(400));
+        let end = |window: Option<OpenWindow>| window.map(|window| window.end.seconds());
+        (end(own), end(closed), end(to.open))
+    }
+
+    #[test]
+    fn a_window_that_stays_open_ends_when_none_does_that_is_closed() {
+        let (late, begun) = (window(120, 300), window(60, 300));
+        let nothing = counter(None, None);
+        assert_eq!(taken(&nothing, &counter(Some(begun.clone()), None)), (None, None, Some(300)));
+        let closed = counter(None, Some(300));
+        assert_eq!(taken(&closed, &counter(Some(begun), None)), (Some(300), None, None));
+        let open = counter(Some(late), Some(60));
+        assert_eq!(taken(&open, &closed), (None, Some(300), None));
+        assert_eq!(taken(&open, &nothing), (None, None, Some(300)));
+        let next = counter(Some(window(300, 600)), Some(300));
+        assert_eq!(taken(&open, &next), (None, Some(300), Some(600)));
+        assert_eq!(taken(&next, &counter(None, Some(300))), (None, None, Some(600)));
+    }
 }

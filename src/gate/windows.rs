@@ -1,5 +1,7 @@
 //! Closing metering windows: usage that nobody adds to any more is frozen for Stripe.
 
+use std::collections::BTreeSet;
+
 use super::batch::meter_event;
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -46,12 +48,15 @@ pub async fn cut(app: &App, tx: &mut Tx, customer: &Customer) -> Result<(), Stor
     Ok(())
 }
 
-/// Closes a customer's windows of Stripe's period at this instant, before it ends.
-pub async fn flush(app: &App, customer_id: &CustomerId) -> Result<(), StoreError> {
+/// Closes these customers' windows of Stripe's period at this instant, before it ends, in one
+/// transaction.
+pub async fn flush(app: &App, ids: &[CustomerId]) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
-    if let Some(customer) = tx.lock_customer(customer_id).await? {
+    // In order of id, as everyone locks several.
+    for id in ids.iter().collect::<BTreeSet<_>>() {
+        let Some(customer) = tx.lock_customer(id).await? else { continue };
         let Cycle { series, stripe, .. } = customer.tier.cycle;
-        for key in tx.open_counters_of(customer_id).await? {
+        for key in tx.open_counters_of(id).await? {
             if key.series == series && stripe.is_some_and(|own| own.start == key.period_start) {
                 close(app, &mut tx, &customer, &key, When::Now).await?;
             }

@@ -117,8 +117,8 @@ impl Job {
         }
     }
 
-    /// Whether every replica has to run it for itself, or may: what is done every second costs less
-    /// than a lease for it.
+    /// Whether every replica has to run it for itself, or may: to look every second costs less than a
+    /// lease, which is taken only where there is something to do.
     fn is_per_replica(self) -> bool {
         matches!(self, Self::ReloadPlans | Self::CountJournal | Self::FlushPeriods)
     }
@@ -144,7 +144,8 @@ async fn close_windows(app: &App) -> anyhow::Result<Progress> {
 }
 
 async fn flush_periods(app: &App) -> anyhow::Result<Progress> {
-    Ok(Progress { done: period_end::flush(app).await?, more: false, note: None })
+    let sent = period_end::flush(app).await?;
+    Ok(Progress { done: sent.delivered, more: sent.more, note: None })
 }
 
 async fn drain_periods(app: &App) -> anyhow::Result<Progress> {

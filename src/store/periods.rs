@@ -38,6 +38,11 @@ const OF_COUNTER: &str =
 /// Its usage events, which name the period that they were answered in.
 const EVENTS_OF_COUNTER: &str = "customer_id = $1 AND feature_id = $2 AND series = $3 \
     AND COALESCE(counted_from_ms, period_start_ms) = $4";
+/// A customer `u` whose Stripe period ends in (`$1`, `$2`] and for whom usage may be sent.
+const ENDING: &str = "u.stripe_end_ms > $1 AND u.stripe_end_ms <= $2 AND NOT EXISTS \
+    (SELECT 1 FROM sending_freezes AS f WHERE f.customer_id = u.customer_id)";
+/// What a subscription that ends has not got by then it bills never.
+const URGENT_FIRST: &str = "CASE WHEN u.cancels_at_ms IS NULL THEN 1 ELSE 0 END, u.stripe_end_ms";
 /// A meter event `m` that could be sent at `$3`. One that was sent and then given no time for its next
 /// try waits for the schedule's tick: Stripe refuses our key.
 const DUE: &str = "m.state = 'pending' AND m.next_attempt_at_ms <= $3 \
@@ -48,44 +53,47 @@ const OVERDUE: &str = "state = 'pending' AND billable_until_ms <= $1 AND created
 const A_MOMENT: Duration = Duration::from_secs(60);
 
 impl Store {
-    /// Customers whose Stripe period ends in (`after`, `until`] and who have usage of it that
-    /// could be sent now, at most `limit`.
+    /// Customers whose Stripe period ends in (`after`, `until`] and who have open windows of it that
+    /// began by `opened_by`, at most `limit`: those first whose subscription ends with it, then those
+    /// whose period ends first.
     pub async fn customers_to_flush(
         &self,
-        after: Timestamp,
-        until: Timestamp,
+        (after, until): (Timestamp, Timestamp),
+        opened_by: Timestamp,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(assembled(format!(
-            "SELECT u.customer_id FROM customers AS u WHERE u.stripe_end_ms > $1 \
-             AND u.stripe_end_ms <= $2 AND (EXISTS (SELECT 1 FROM usage_counters AS c \
+            "SELECT u.customer_id FROM customers AS u WHERE {ENDING} \
+             AND EXISTS (SELECT 1 FROM usage_counters AS c \
              WHERE c.customer_id = u.customer_id AND c.series = u.series \
-             AND c.period_start_ms = u.stripe_start_ms AND c.open_end_ms IS NOT NULL) \
-             OR EXISTS (SELECT 1 FROM meter_events AS m WHERE m.customer_id = u.customer_id \
-             AND {DUE})) LIMIT $4"
+             AND c.period_start_ms = u.stripe_start_ms AND c.open_end_ms IS NOT NULL \
+             AND c.open_start_ms <= $3) ORDER BY {URGENT_FIRST}, u.customer_id LIMIT $4"
         )))
         .bind(after.ms())
         .bind(until.ms())
-        .bind(self.clock.now().ms())
+        .bind(opened_by.ms())
         .bind(limit)
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(|row| customers::parse_id(row.try_get("customer_id")?)).collect()
     }
 
-    /// A customer's meter events that could be sent now, the oldest usage first, at most `limit`.
-    pub async fn due_meter_events_of(
+    /// Meter events that could be sent now of customers whose Stripe period ends in
+    /// (`after`, `until`], at most `limit`, in the order of [`Store::customers_to_flush`].
+    pub async fn due_meter_events_of_ending_periods(
         &self,
-        customer_id: &CustomerId,
+        (after, until): (Timestamp, Timestamp),
         limit: i64,
     ) -> Result<Vec<MeterEvent>> {
         let rows = sqlx::query(assembled(format!(
-            "SELECT m.* FROM meter_events AS m WHERE m.customer_id = $1 AND {DUE} \
-             ORDER BY m.timestamp_ms, m.identifier LIMIT $2"
+            "SELECT m.* FROM customers AS u JOIN meter_events AS m ON m.customer_id = u.customer_id \
+             WHERE {ENDING} AND {DUE} \
+             ORDER BY {URGENT_FIRST}, m.timestamp_ms, m.identifier LIMIT $4"
         )))
-        .bind(customer_id.as_str())
-        .bind(limit)
+        .bind(after.ms())
+        .bind(until.ms())
         .bind(self.clock.now().ms())
+        .bind(limit)
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(outbox::read).collect()
@@ -153,7 +161,8 @@ impl Tx {
         Ok(overdue)
     }
 
-    /// Says when a customer's period ends that is known by its start.
+    /// Says when a customer's period ends that is known by its start. With another end it is another
+    /// sum that Stripe has to prove.
     pub async fn set_period_end(
         &mut self,
         customer_id: &CustomerId,
@@ -162,8 +171,9 @@ impl Tx {
     ) -> Result<()> {
         for (sql, end) in [
             (
-                "UPDATE usage_counters SET period_end_ms = $4 WHERE customer_id = $1 \
-                 AND series = $2 AND period_start_ms = $3 AND period_end_ms <> $4",
+                "UPDATE usage_counters SET period_end_ms = $4, proven_at_ms = NULL, \
+                 compared_at_ms = NULL WHERE customer_id = $1 AND series = $2 \
+                 AND period_start_ms = $3 AND period_end_ms <> $4",
                 period.end,
             ),
             (
@@ -295,6 +305,7 @@ impl Tx {
             let query = of(key, sql).bind(since.ms()).bind(period.start.ms());
             query.execute(self.connection()).await?;
         }
+        self.free_window_ends(key, since, period).await?;
         let sql = format!(
             "UPDATE meter_events SET period_start_ms = $6, billable_until_ms = $7 \
              WHERE {OF_COUNTER} AND timestamp_ms >= $5"
@@ -305,7 +316,51 @@ impl Tx {
             .bind(period.billable_until().ms())
             .execute(self.connection())
             .await?;
+        self.unprove(key, period.start).await?;
         Ok(moved)
+    }
+
+    /// What was proven of a counter and of the one of the period that began at `other` was proven of
+    /// what they held before.
+    async fn unprove(&mut self, key: &CounterKey, other: Timestamp) -> Result<()> {
+        let sql = "UPDATE usage_counters SET proven_at_ms = NULL, compared_at_ms = NULL \
+            WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
+            AND period_start_ms IN ($4, $5)";
+        of(key, sql.to_owned()).bind(other.ms()).execute(self.connection()).await?;
+        Ok(())
+    }
+
+    /// Lets those of a counter's meter events since `since` whose window ends when one of the counter
+    /// of `period` does end a moment before: it is the window's end that tells them apart.
+    async fn free_window_ends(
+        &mut self,
+        key: &CounterKey,
+        since: Timestamp,
+        period: BillingPeriod,
+    ) -> Result<()> {
+        let of_either = "w.customer_id = $1 AND w.feature_id = $2 AND w.series = $3 \
+            AND w.period_start_ms IN ($4, $6) AND w.window_end_ms";
+        let taken = format!(
+            "SELECT identifier FROM meter_events AS m WHERE {OF_COUNTER} AND timestamp_ms >= $5 \
+             AND EXISTS (SELECT 1 FROM meter_events AS w WHERE {of_either} = m.window_end_ms \
+             AND w.period_start_ms = $6)"
+        );
+        let query = of(key, taken).bind(since.ms()).bind(period.start.ms());
+        for row in query.fetch_all(self.connection()).await? {
+            let identifier: String = row.try_get("identifier")?;
+            // One less than an end that is taken, and the greatest of these that is free.
+            let sql = format!(
+                "UPDATE meter_events SET window_end_ms = (SELECT MAX(e.window_end_ms) - 1 \
+                 FROM meter_events AS e WHERE e.customer_id = $1 AND e.feature_id = $2 \
+                 AND e.series = $3 AND e.period_start_ms IN ($4, $6) \
+                 AND e.window_end_ms <= meter_events.window_end_ms \
+                 AND NOT EXISTS (SELECT 1 FROM meter_events AS w \
+                 WHERE {of_either} = e.window_end_ms - 1)) WHERE identifier = $5"
+            );
+            let query = of(key, sql).bind(identifier).bind(period.start.ms());
+            query.execute(self.connection()).await?;
+        }
+        Ok(())
     }
 
     /// Answers the units they hold.

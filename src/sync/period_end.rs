@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::usage::{AT_ONCE, Sent, send_round};
 use crate::app::App;
+use crate::clock::Timestamp;
 use crate::domain::period::FLUSH_BEFORE_END;
 use crate::gate::windows;
 use crate::store::StoreError;
@@ -12,22 +13,55 @@ use crate::store::StoreError;
 /// A replica's clock may be behind and the renewal not be known yet: until this long after the end
 /// what is left of the period is sent at once too.
 const FLUSH_AFTER_END: Duration = Duration::from_secs(60);
+/// How many customers' windows one transaction closes: others wait for it.
+const PAGE: i64 = 50;
+const LEASE: &str = "flush_periods";
+const LEASE_FOR: Duration = Duration::from_secs(60);
 
 /// Closes and sends what there is of periods that are about to end, without waiting for windows and
-/// ticks; answers of how many customers. Done every second, this leaves the runs of the last second,
-/// and a send that is under way, to arrive after the end.
-pub async fn flush(app: &App) -> Result<usize, StoreError> {
+/// ticks. Done every second, this leaves the runs of the last second, and a send that is under way,
+/// to arrive after the end. To look costs one read; what is found is one replica's to do.
+pub async fn flush(app: &App) -> Result<Sent, StoreError> {
     if app.stripe.is_none() {
-        return Ok(0);
+        return Ok(Sent::default());
     }
     let now = app.clock.now();
-    let (after, until) = (now.minus(FLUSH_AFTER_END), now.plus(FLUSH_BEFORE_END));
-    let ending = app.store.customers_to_flush(after, until, AT_ONCE).await?;
-    for id in &ending {
-        windows::flush(app, id).await?;
-        send_round(app, &app.store.due_meter_events_of(id, AT_ONCE).await?).await?;
+    let ending = (now.minus(FLUSH_AFTER_END), now.plus(FLUSH_BEFORE_END));
+    let nothing = app.store.customers_to_flush(ending, now, 1).await?.is_empty()
+        && app.store.due_meter_events_of_ending_periods(ending, 1).await?.is_empty();
+    if nothing || !app.store.take_lease(LEASE, &app.replica_id, now, LEASE_FOR).await? {
+        return Ok(Sent::default());
     }
-    Ok(ending.len())
+    let flushed = close_and_send(app, ending, now).await;
+    app.store.release_lease(LEASE, &app.replica_id).await?;
+    flushed
+}
+
+/// Closes all before it sends any, so that a Stripe that is slow keeps no window open past its
+/// period's end. One that cannot be closed keeps nothing else here.
+async fn close_and_send(
+    app: &App,
+    ending: (Timestamp, Timestamp),
+    now: Timestamp,
+) -> Result<Sent, StoreError> {
+    let closed = close_all(app, ending, now).await;
+    let due = app.store.due_meter_events_of_ending_periods(ending, AT_ONCE).await?;
+    let sent = send_round(app, &due).await?;
+    closed.map(|()| sent)
+}
+
+async fn close_all(
+    app: &App,
+    ending: (Timestamp, Timestamp),
+    opened_by: Timestamp,
+) -> Result<(), StoreError> {
+    loop {
+        let page = app.store.customers_to_flush(ending, opened_by, PAGE).await?;
+        windows::flush(app, &page).await?;
+        if i64::try_from(page.len()).is_ok_and(|taken| taken < PAGE) {
+            return Ok(());
+        }
+    }
 }
 
 /// Sends what is left of periods that are over, those first whose invoice is final first, however

@@ -1,6 +1,8 @@
 //! Billing periods from end to end: whose runs they are, what Stripe bills for each, and what
 //! happens when they turn out to be others than was thought.
 
+mod moved;
+
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
@@ -580,6 +582,26 @@ both_databases! {
         assert_ne!(early.stripe_id, late.stripe_id);
         let told = |early: bool, units: &str| (early, units.to_owned());
         assert_eq!(order, [told(true, "3"), told(false, "1"), told(false, "2"), told(true, "4")]);
+    }
+
+    async fn all_windows_of_an_ending_period_are_closed_though_stripe_takes_nothing(db: TestDb) {
+        let world = World::start(&db).await;
+        let customers = ["a", "b", "c", "d", "e", "f", "g"];
+        for id in customers {
+            subscriber(&world, id, &[]).await;
+        }
+        world.advance_to("2026-12-01T08:59:45Z").await;
+        for id in customers {
+            world.runs(id, 1).await;
+        }
+        world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropBeforeEffect);
+        world.run_job(Job::FlushPeriods).await;
+        let open = "SELECT COUNT(*) FROM usage_counters WHERE open_end_ms IS NOT NULL";
+        let tried = "SELECT COUNT(*) FROM meter_events WHERE attempts > 0";
+        assert_eq!((rows(&db.url, open).await, rows(&db.url, tried).await), (vec!["0".into()], vec!["5".into()]));
+        world.sim.change_faults(|faults| faults.api.clear());
+        world.run_job(Job::FlushPeriods).await;
+        assert_eq!(world.sim.meter_events().len(), 2, "they do not wait behind those that failed");
     }
 
     async fn a_clock_that_goes_back_reopens_neither_period_nor_window(db: TestDb) {

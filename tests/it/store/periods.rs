@@ -52,9 +52,19 @@ both_databases! {
     async fn usage_of_a_period_that_ends_is_found_and_told_of(db: TestDb) {
         let (store, clock) = used(&db).await;
         let end = november().end;
-        assert_eq!(store.customers_to_flush(now(), end, 9).await.unwrap(), [acme()]);
-        assert_eq!(store.customers_to_flush(end, end, 9).await.unwrap(), []);
-        assert_eq!(store.due_meter_events_of(&acme(), 9).await.unwrap().len(), 2);
+        let ending = async |after, opened_by| {
+            let customers = store.customers_to_flush((after, end), opened_by, 9).await.unwrap();
+            let due = store.due_meter_events_of_ending_periods((after, end), 9).await.unwrap();
+            (customers, due.len())
+        };
+        assert_eq!(ending(now(), end).await, (vec![acme()], 2));
+        let before = Timestamp::from_ms(window().start.ms() - 1);
+        assert_eq!(ending(now(), before).await, (vec![], 2), "nothing was open then");
+        assert_eq!(ending(end, end).await, (vec![], 0));
+        let mut tx = store.begin().await.unwrap();
+        tx.freeze_sending(&acme(), "someone has to look").await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(ending(now(), end).await, (vec![], 0), "nothing is sent for it");
         assert_eq!(store.overdue_units().await.unwrap(), (0, 0));
         assert_eq!(store.due_meter_events_of_closed_periods(9).await.unwrap(), []);
         let mut tx = store.begin().await.unwrap();
@@ -98,13 +108,46 @@ both_databases! {
         ]);
     }
 
+    async fn events_whose_windows_end_together_are_told_apart_when_they_move(db: TestDb) {
+        let (store, _) = used(&db).await;
+        let period = BillingPeriod { start: now().minus(Duration::from_secs(60)), ..november() };
+        let there = CounterKey { period_start: period.start, ..counter_key() };
+        let mut tx = store.begin().await.unwrap();
+        for (identifier, minutes) in [("tg_3", 0), ("tg_4", 10)] {
+            let event = NewMeterEvent { counter: there.clone(), ..event(identifier, minutes) };
+            tx.insert_meter_event(&event).await.unwrap();
+        }
+        tx.put_counters(&[(there, period.end, Counter::default())]).await.unwrap();
+        tx.commit().await.unwrap();
+        rows(&db.url, "UPDATE usage_counters SET proven_at_ms = 1, compared_at_ms = 1").await;
+        rows(&db.url, "UPDATE meter_events SET window_end_ms = window_end_ms - 600001 WHERE identifier = 'tg_4'").await;
+        let mut tx = store.begin().await.unwrap();
+        tx.move_rows(&counter_key(), period.start, period).await.unwrap();
+        tx.commit().await.unwrap();
+        let ends = "SELECT identifier, window_end_ms FROM meter_events ORDER BY identifier";
+        let end = in_minutes(5).ms();
+        assert_eq!(rows(&db.url, ends).await, [
+            format!("tg_1|{}", end - 2), format!("tg_2|{}", in_minutes(15).ms()),
+            format!("tg_3|{end}"), format!("tg_4|{}", end - 1),
+        ]);
+        let proven = "SELECT COUNT(*) FROM usage_counters WHERE proven_at_ms = compared_at_ms";
+        assert_eq!(rows(&db.url, proven).await, ["0"]);
+    }
+
     async fn a_period_that_is_longer_is_longer_everywhere(db: TestDb) {
         let (store, _) = used(&db).await;
+        rows(&db.url, "UPDATE usage_counters SET proven_at_ms = 1, compared_at_ms = 1").await;
+        let proven = "SELECT COUNT(*) FROM usage_counters WHERE proven_at_ms = compared_at_ms";
+        let mut tx = store.begin().await.unwrap();
+        tx.set_period_end(&acme(), 0, november()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(rows(&db.url, proven).await, ["1"], "as before");
         let longer = BillingPeriod { end: november().end.plus(Duration::from_secs(60)), ..november() };
         let mut tx = store.begin().await.unwrap();
         tx.set_period_end(&acme(), 0, longer).await.unwrap();
         tx.set_period_end(&acme(), 1, november()).await.unwrap();
         tx.commit().await.unwrap();
+        assert_eq!(rows(&db.url, proven).await, ["0"]);
         let ends = "SELECT DISTINCT billable_until_ms FROM meter_events UNION SELECT period_end_ms FROM usage_counters ORDER BY 1";
         assert_eq!(rows(&db.url, ends).await, [longer.end.ms().to_string(), longer.billable_until().ms().to_string()]);
     }
