@@ -362,6 +362,27 @@ async fn what_was_made_and_deleted_today_is_made_anew() {
 }
 
 #[tokio::test]
+async fn what_was_made_and_undone_today_is_made_anew() {
+    let (_db, shop) = shop().await;
+    shop.push(&[]).await;
+    let old = text(&shop.price("pro_monthly").await, "id").to_owned();
+    shop.edit_plans("amount = \"99.00\"", "amount = \"109.00\"");
+    shop.push(&[]).await;
+    // Somebody goes back to the old price in the Dashboard, and the portal is switched off.
+    let form = [("active", "true"), ("lookup_key", "pro_monthly"), ("transfer_lookup_key", "true")];
+    shop.stripe("POST", &format!("/v1/prices/{old}"), &form).await;
+    let portal = text(&shop.rows("/v1/billing_portal/configurations").await[0], "id").to_owned();
+    let path = format!("/v1/billing_portal/configurations/{portal}");
+    shop.stripe("POST", &path, &[("active", "false")]).await;
+    // Stripe still knows the first answers by their idempotency keys.
+    let pushed = shop.push(&[]).await;
+    assert_eq!(pushed.code, Some(0), "{pushed:?}");
+    let new = shop.price("pro_monthly").await;
+    assert_eq!((&new["unit_amount"], &new["active"]), (&json!(10900), &json!(true)));
+    assert_eq!(shop.push(&[]).await.code, Some(0));
+}
+
+#[tokio::test]
 async fn a_500_that_stripe_remembers_does_not_block_the_day() {
     let (_db, shop) = shop().await;
     // Both readings, then the write.
