@@ -282,6 +282,17 @@ async fn an_address_that_stripe_cannot_send_to_is_refused() {
 }
 
 #[tokio::test]
+async fn an_amount_that_stripe_would_refuse_is_refused_before_the_first_write() {
+    let (_db, shop) = shop().await;
+    let team = "amount = \"399.00\", currency = \"usd\"";
+    shop.edit_plans(team, "amount = \"80.45\", currency = \"isk\"");
+    refused(&shop, &[], "80.45 ISK is no multiple of 1 ISK, and Stripe takes no other").await;
+    shop.edit_plans("\"80.45\", currency = \"isk\"", "\"80\", currency = \"ugx\"");
+    assert_eq!(shop.push(&[]).await.code, Some(0));
+    assert_eq!(shop.price("team_monthly").await["unit_amount"], 8000);
+}
+
+#[tokio::test]
 async fn a_restricted_key_is_told_what_it_may_not_do() {
     let (_db, shop) = shop().await;
     shop.sim.change_faults(|faults| faults.not_permitted = vec!["GET /v1/billing/meters".into()]);

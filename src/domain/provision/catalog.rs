@@ -204,9 +204,11 @@ fn unsellable(
         let reason = format!("{} is of {} mode", price.id, mode(price.livemode));
         return Some((reason, format!("use the {} mode's own key and prices", mode(live))));
     }
-    // <https://docs.stripe.com/currencies>: of three decimals the last must be zero.
-    if offer.amount.currency.decimals() == 3 && offer.amount.minor % 10 != 0 {
-        let reason = format!("Stripe takes {} only with a zero as the last decimal", offer.amount);
+    let step_minor = offer.amount.currency.charge_step_minor();
+    if offer.amount.minor % step_minor != 0 {
+        let step = Money { minor: step_minor, ..offer.amount };
+        let reason =
+            format!("{} is no multiple of {step}, and Stripe takes no other", offer.amount);
         return Some((reason, "round the amount in the plans file".to_owned()));
     }
     None

@@ -277,10 +277,15 @@ fn amounts_follow_their_currency() {
     };
     assert_eq!(sold("3000", "jpy").unwrap(), ("¥3000/month".to_owned(), State::Missing, 3000));
     assert_eq!(sold("5.120", "kwd").unwrap().2, 5120);
-    assert!(
-        matches!(sold("5.124", "kwd").unwrap().1, State::Refused { .. }),
-        "its last is no zero"
-    );
+    assert_eq!(sold("5", "ugx").unwrap(), ("5 UGX/month".to_owned(), State::Missing, 500));
+    for (amount, currency, step) in
+        [("5.124", "kwd", "0.010 KWD"), ("80.45", "isk", "1 ISK"), ("0.50", "ugx", "1 UGX")]
+    {
+        let State::Refused { reason, .. } = sold(amount, currency).unwrap().1 else {
+            panic!("{amount} {currency} is not refused")
+        };
+        assert!(reason.contains(&format!("is no multiple of {step}")), "{reason}");
+    }
     assert_eq!(sold("0.00", "usd"), None, "nothing is to be sold for nothing");
 }
 
