@@ -88,7 +88,7 @@ async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
 }
 
 #[tokio::test]
-async fn prices_that_somebody_made_are_taken_as_they_are() {
+async fn prices_that_somebody_made_are_taken_as_they_are_and_marked() {
     let (_db, shop) = shop().await;
     let product = shop.stripe("POST", "/v1/products", &[("name", "Professional")]).await;
     let form = [
@@ -99,8 +99,11 @@ async fn prices_that_somebody_made_are_taken_as_they_are() {
         ("lookup_key", "pro_monthly"),
     ];
     let made = shop.stripe("POST", "/v1/prices", &form).await;
-    assert_eq!(shop.push(&[]).await.code, Some(0));
-    assert_eq!(shop.price("pro_monthly").await["id"], made["id"]);
+    let pushed = shop.push(&[]).await;
+    assert!(marked(&pushed, '~')[0].contains("plan mark none → pro"), "{pushed:?}");
+    let pro = shop.price("pro_monthly").await;
+    assert_eq!((&pro["id"], text(&pro["metadata"], "tollgate_plan_id")), (&made["id"], "pro"));
+    assert_eq!(marked(&shop.push(&[]).await, '=').len(), 10, "once");
     let products = shop.rows("/v1/products").await;
     let names: Vec<&str> = products.iter().map(|product| text(product, "name")).collect();
     assert_eq!(names, ["Team", "Starter", "Professional"], "no second product for Pro");

@@ -225,6 +225,40 @@ fn a_price_that_somebody_else_made_is_marked_before_its_key_goes_to_another() {
 }
 
 #[test]
+fn a_price_that_is_not_marked_as_its_plans_is_marked_and_the_one_it_replaced_too() {
+    let mark = |id: &str| {
+        let (id, plan_id) = (id.to_owned(), "pro".to_owned());
+        Write::Change(Change::MarkPrice { id, plan_id })
+    };
+    let step = pro(|prices, _| prices[1].plan_mark = None);
+    assert_eq!(differences(&step), [("plan mark", "none", "pro")]);
+    assert_eq!(step.writes, [mark("price_pro")]);
+
+    let replaced = |plan_mark: Option<&str>, lookup_key: Option<&str>| {
+        let text = |text: &str| text.to_owned();
+        pro(|prices, _| {
+            prices[1].replaces = Some("price_old".to_owned());
+            prices.push(Price {
+                id: "price_old".to_owned(),
+                lookup_key: lookup_key.map(text),
+                plan_mark: plan_mark.map(text),
+                active: false,
+                ..prices[1].clone()
+            });
+        })
+    };
+    let step = replaced(Some("professional"), None);
+    assert_eq!(differences(&step), [("plan mark of price_old", "professional", "pro")]);
+    assert_eq!(step.writes, [mark("price_old")]);
+    for (plan_mark, lookup_key) in
+        [(Some("pro"), None), (Some("team"), None), (None, Some("team_monthly"))]
+    {
+        let step = replaced(plan_mark, lookup_key);
+        assert!(matches!(step.state, State::Right { .. }), "{step:?}");
+    }
+}
+
+#[test]
 fn a_price_that_stayed_open_after_its_replacement_is_closed_its_default_first() {
     let old = || Price {
         id: "price_old".to_owned(),
