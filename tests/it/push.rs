@@ -57,7 +57,7 @@ async fn a_new_account_gets_everything_and_a_second_push_writes_nothing() {
     let writes = shop.writes();
     let again = shop.push(&[]).await;
     assert_eq!((again.code, marked(&again, '=').len()), (Some(0), 10), "{again:?}");
-    assert!(again.stdout.ends_with("0 created, 0 changed, 10 as they should be\n"), "{again:?}");
+    assert!(again.stdout.contains("\n0 created, 0 changed, 10 as they should be\n"), "{again:?}");
     assert_eq!(shop.writes(), writes, "a second push wrote");
 }
 
@@ -65,12 +65,38 @@ async fn a_new_account_gets_everything_and_a_second_push_writes_nothing() {
 async fn the_signing_secrets_are_shown_once_and_ready_to_be_set() {
     let (_db, mut shop) = shop().await;
     let pushed = shop.push(&[]).await;
-    let line = pushed.stdout.lines().find(|line| line.contains("STRIPE_WEBHOOK_SECRET="));
+    let line = pushed.stdout.lines().rfind(|line| line.contains("STRIPE_WEBHOOK_SECRET="));
     let (_, secrets) = line.expect("a line to copy").split_once('=').unwrap();
     assert!(secrets.split(',').count() == 2 && secrets.starts_with("whsec_"), "{secrets}");
     shop.machine.set("STRIPE_WEBHOOK_SECRET", secrets);
     let again = shop.push(&[]).await;
     assert!(!again.stdout.contains("whsec_") && !again.stderr.contains("whsec_"), "{again:?}");
+    assert!(!again.stdout.contains("roll each missing one"), "{again:?}");
+    let (one, _) = secrets.split_once(',').unwrap();
+    shop.machine.set("STRIPE_WEBHOOK_SECRET", one);
+    let again = shop.push(&[]).await;
+    let said = "STRIPE_WEBHOOK_SECRET has one secret, and webhooks come from we_";
+    assert!(again.stdout.contains(said) && again.code == Some(0), "{again:?}");
+    shop.machine.unset("STRIPE_WEBHOOK_SECRET");
+    let again = Shop::pushed(&shop.push(&["--json"]).await);
+    assert!(text(&again, "secret_missing").contains("is not set"), "{again}");
+}
+
+#[tokio::test]
+async fn a_secret_is_shown_before_anything_else_can_go_wrong() {
+    let (_db, shop) = shop().await;
+    // The last thing that is made.
+    let path = "/v2/core/event_destinations";
+    shop.sim.fail_next(path, 1, FaultKind::SlowBodyMs(0));
+    shop.sim.fail_next(path, 1, FaultKind::DelayMs(60_000));
+    let mut process = shop.machine.spawn(&["stripe", "push"]);
+    let out = wait_for("the endpoint's secret is shown", async || {
+        let out = process.stdout();
+        out.contains("    STRIPE_WEBHOOK_SECRET=whsec_").then_some(out)
+    });
+    let out = out.await;
+    assert!(!out.contains("thin events"), "{out}");
+    process.kill();
 }
 
 #[tokio::test]

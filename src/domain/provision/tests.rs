@@ -421,3 +421,22 @@ fn what_cannot_be_seen_is_refused_once_and_by_its_name() {
         assert!(matches!(step.state, State::Unseen { forbidden: true, .. }), "{step:?}");
     }
 }
+
+#[test]
+fn each_enabled_sender_needs_a_secret() {
+    let wanted = wanted();
+    let mut found = account(&wanted);
+    assert_eq!(senders(&wanted, &found), ["we_1", "ed_1"]);
+    let old = endpoint("we_0", None, Vec::new());
+    let off = Endpoint { id: "we_2".to_owned(), enabled: false, ..old.clone() };
+    let elsewhere = Endpoint { url: "https://staging.example.com".to_owned(), ..old.clone() };
+    found.endpoints.as_mut().unwrap().extend([old, off, elsewhere]);
+    let all = senders(&wanted, &found);
+    assert_eq!(all, ["we_1", "we_0", "ed_1"]);
+    assert_eq!(secret_missing(&all, 3), None);
+    for (secrets, held) in [(2, "has 2 secrets"), (1, "has one secret"), (0, "is not set")] {
+        let said = secret_missing(&all, secrets).unwrap();
+        assert!(said.contains(held) && said.contains("we_1 and we_0 and ed_1"), "{said}");
+    }
+    assert_eq!(secret_missing(&[], 0), None);
+}
