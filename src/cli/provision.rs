@@ -41,7 +41,7 @@ pub fn is_loopback(url: &str) -> bool {
     })
 }
 
-/// Does the steps in order and tells of each once it is done.
+/// Does the steps in order and tells of each once it is done, with what was made so far.
 ///
 /// # Errors
 /// At the first write that fails, with the step that it belongs to. What was told of is done; the
@@ -50,13 +50,13 @@ pub async fn apply<'a>(
     stripe: &Stripe,
     steps: &'a [Step],
     made: &mut Made,
-    mut done: impl FnMut(&Step),
+    mut done: impl FnMut(&Step, &Made),
 ) -> Result<(), (&'a Step, StripeError)> {
     for step in steps {
         for write in &step.writes {
             stripe.write(write, made).await.map_err(|error| (step, error))?;
         }
-        done(step);
+        done(step, made);
     }
     Ok(())
 }

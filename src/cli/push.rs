@@ -10,8 +10,10 @@ use super::provision::{apply, wanted};
 use super::start::{StartError, connect_stripe, open_store, read_plans};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::domain::provision::found::Account;
-use crate::domain::provision::{Difference, State, Step, Wanted, is_refused, plan};
+use crate::domain::provision::found::{Account, Found};
+use crate::domain::provision::{
+    Difference, State, Step, Wanted, is_refused, plan, secret_missing, senders,
+};
 use crate::entropy::Entropy;
 use crate::store::Store;
 use crate::stripe::{Made, Secret, Stripe, StripeErrorKind};
@@ -49,13 +51,14 @@ pub async fn run(config: &Config, command: Command) -> Result<(), StartError> {
     let live = config.livemode() == Some(true);
     let account = known_account(&stripe).await?;
     check_database(config, live, account.as_ref()).await?;
-    let mut output = Output::of(options.json, account, live);
+    let secrets = config.stripe_webhook_secrets.len();
+    let mut output = Output { secrets, ..Output::of(options.json, account, live) };
     output.say(&output.whose());
     let wanted = wanted(config, &catalog);
-    let steps = plan(&wanted, &stripe.find(&wanted).await);
+    let found = stripe.find(&wanted).await;
     let mut made = Made::default();
-    let pushed = push(&stripe, &options, &wanted, &steps, &mut made, &mut output).await;
-    output.finish(options.dry_run, &made.secrets, !config.stripe_webhook_secrets.is_empty());
+    let pushed = push(&stripe, &options, &wanted, found, &mut made, &mut output).await;
+    output.finish(options.dry_run, &made.secrets);
     pushed
 }
 
@@ -93,38 +96,46 @@ async fn push(
     stripe: &Stripe,
     options: &Options,
     wanted: &Wanted,
-    steps: &[Step],
+    found: Found,
     made: &mut Made,
     output: &mut Output,
 ) -> Result<(), StartError> {
+    let steps = plan(wanted, &found);
     // Addresses are longer than anything else, and stand at the end.
     let names = steps.iter().map(|step| step.name.len()).filter(|length| *length <= LONG_NAME);
     output.name_width = names.max().unwrap_or(0);
     let is_idle = steps.iter().all(|step| step.writes.is_empty());
     let held_back = output.live && !options.live && !is_idle;
-    if is_refused(steps) || is_idle || options.dry_run || held_back {
+    output.missing = secret_missing(&senders(wanted, &found), output.secrets);
+    if is_refused(&steps) || is_idle || options.dry_run || held_back {
         steps.iter().for_each(|step| output.tell(step));
-        if is_refused(steps) {
+        if is_refused(&steps) {
             return Err(anyhow!("nothing was written, because something is refused").into());
         }
-        output.say(&format!("\n{}", summary(steps, options.dry_run || held_back)));
+        output.say(&format!("\n{}", summary(&steps, options.dry_run || held_back)));
         if held_back && !options.dry_run {
             return Err(anyhow!("nothing was written: add --live to write to live mode").into());
         }
         return Ok(());
     }
-    let applied = apply(stripe, steps, made, |step| output.tell(step)).await;
+    let tell = |step: &Step, made: &Made| {
+        output.tell(step);
+        output.reveal(&made.secrets);
+    };
+    let applied = apply(stripe, &steps, made, tell).await;
     if let Err((step, error)) = applied {
         let (kind, name) = (step.kind.label(), &step.name);
         let error = anyhow!("{kind} {name}: {error}\nrun it again to go on from here");
         return Err(error.into());
     }
     // What was written is read again: the account says what it holds, not our answers.
-    let left = plan(wanted, &stripe.find(wanted).await);
+    let found = stripe.find(wanted).await;
+    output.missing = secret_missing(&senders(wanted, &found), output.secrets + made.secrets.len());
+    let left = plan(wanted, &found);
     if left.iter().any(|step| !matches!(step.state, State::Right { .. })) {
         return Err(anyhow!("the account is not yet as it should be: run it again").into());
     }
-    output.say(&format!("\n{}", summary(steps, false)));
+    output.say(&format!("\n{}", summary(&steps, false)));
     Ok(())
 }
 
@@ -145,11 +156,19 @@ struct Output {
     /// The longest name of a step.
     name_width: usize,
     steps: Vec<Value>,
+    /// How many signing secrets are configured here.
+    secrets: usize,
+    /// How many of the new ones have been shown.
+    revealed: usize,
+    /// What to do about a secret that nobody has.
+    missing: Option<String>,
 }
 
 impl Output {
     fn of(json: bool, account: Option<Account>, live: bool) -> Self {
-        Self { json, account, live, name_width: 0, steps: Vec::new() }
+        let (name_width, steps) = (0, Vec::new());
+        let (secrets, revealed, missing) = (0, 0, None);
+        Self { json, account, live, name_width, steps, secrets, revealed, missing }
     }
 
     fn say(&self, line: &str) {
@@ -176,8 +195,18 @@ impl Output {
         self.steps.push(as_json(step));
     }
 
-    /// The signing secrets, which nobody can be told a second time, and all of it for programs.
-    fn finish(&self, dry_run: bool, secrets: &[Secret], has_others: bool) {
+    /// The signing secrets so far, at once: should this run be killed, nobody can be told them a
+    /// second time. The last line has them all.
+    fn reveal(&mut self, secrets: &[Secret]) {
+        if secrets.len() > self.revealed {
+            self.revealed = secrets.len();
+            let new: Vec<&str> = secrets.iter().map(|s| s.secret.expose_secret()).collect();
+            self.say(&format!("    STRIPE_WEBHOOK_SECRET={}", new.join(",")));
+        }
+    }
+
+    /// What to do with the signing secrets, and all of it for programs.
+    fn finish(&self, dry_run: bool, secrets: &[Secret]) {
         if self.json {
             let secrets = secrets.iter();
             let secrets = secrets.map(|s| json!({"of": s.of, "secret": s.secret.expose_secret()}));
@@ -188,15 +217,21 @@ impl Output {
                 "dry_run": dry_run,
                 "steps": self.steps,
                 "secrets": secrets,
+                "secret_missing": self.missing,
             });
             println!("{answer}");
-        } else if !secrets.is_empty() {
-            let new: Vec<&str> = secrets.iter().map(|s| s.secret.expose_secret()).collect();
-            println!("\nWhat webhooks are signed with Stripe tells only now. For the daemon:\n");
-            println!("  STRIPE_WEBHOOK_SECRET={}", new.join(","));
-            if has_others {
-                println!("\nand after another comma what stands there today.");
-            }
+            return;
+        }
+        if !secrets.is_empty() {
+            let others = match self.secrets {
+                0 => "",
+                _ => ", and after another comma what stands there today",
+            };
+            println!("\nWhat webhooks are signed with Stripe tells only now.");
+            println!("The daemon needs the last STRIPE_WEBHOOK_SECRET above{others}.");
+        }
+        if let Some(missing) = &self.missing {
+            println!("\n{missing}");
         }
     }
 }

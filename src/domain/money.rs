@@ -7,13 +7,17 @@ use std::fmt;
 pub struct Currency([u8; 3]);
 
 /// Currencies that Stripe counts in whole units.
-/// Source: Stripe's documentation, "Zero-decimal currencies".
-const ZERO_DECIMAL: [&str; 16] = [
-    "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "ugx", "vnd", "vuv",
-    "xaf", "xof", "xpf",
+/// Source: "Zero-decimal currencies" in <https://docs.stripe.com/currencies>. That list names the
+/// Ugandan shilling too, but the "Special cases" below it have the last word: 5 UGX are 500.
+const ZERO_DECIMAL: [&str; 15] = [
+    "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf",
+    "xof", "xpf",
 ];
 /// Currencies that Stripe counts in thousandths ("Three-decimal currencies").
 const THREE_DECIMAL: [&str; 5] = ["bhd", "jod", "kwd", "omr", "tnd"];
+/// Currencies that have no hundredths any more, and that Stripe counts in hundredths all the same
+/// ("Special cases").
+const WHOLE_ONLY: [&str; 2] = ["isk", "ugx"];
 
 impl Currency {
     pub const USD: Self = Self(*b"usd");
@@ -31,6 +35,17 @@ impl Currency {
             3
         } else {
             2
+        }
+    }
+
+    /// Stripe charges only multiples of this many minor units: of three decimals the last must be
+    /// zero, and some currencies have whole units only.
+    /// Source: <https://docs.stripe.com/currencies>, "Three-decimal currencies" and "Special cases".
+    pub fn charge_step_minor(&self) -> i64 {
+        match self.decimals() {
+            3 => 10,
+            _ if WHOLE_ONLY.contains(&self.code()) => 100,
+            _ => 1,
         }
     }
 
@@ -134,6 +149,22 @@ mod tests {
         assert_eq!(money("29.5", "USD"), "$29.50");
         assert_eq!(money("3000", "jpy"), "¥3000");
         assert_eq!(money("129.00", "sek"), "129 SEK");
+        assert_eq!(money("5", "ugx"), "5 UGX");
+    }
+
+    #[test]
+    fn minor_units_are_those_that_stripe_counts_in() {
+        for (currency, minor, step) in [
+            ("usd", 500, 1),
+            ("jpy", 5, 1),
+            ("kwd", 5000, 10),
+            ("isk", 500, 100),
+            ("ugx", 500, 100),
+        ] {
+            let money = Money::parse("5", currency.parse().unwrap()).unwrap();
+            let found = (money.minor, money.currency.charge_step_minor());
+            assert_eq!(found, (minor, step), "{currency}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod tests;
 mod webhooks;
 
 use found::{Found, Unseen};
+pub use webhooks::{secret_missing, senders};
 
 /// What the account should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

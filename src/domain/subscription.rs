@@ -1,6 +1,7 @@
 //! What Stripe says about a customer and its subscriptions, and what follows for the tier.
 
 use crate::clock::Timestamp;
+use crate::domain::plan::Interval;
 
 /// A subscription's status in Stripe's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub struct SubscriptionItem {
     /// The plan that the price says it is of (`metadata.tollgate_plan_id`). It stays when a new price
     /// takes over the lookup key, and subscriptions go on with the old one.
     pub plan_mark: Option<String>,
+    /// How often the price is paid; `None` where it is neither each month nor each year.
+    pub interval: Option<Interval>,
     /// Billed by a meter rather than at a fixed amount.
     pub metered: bool,
     pub period_start: Timestamp,

@@ -265,7 +265,11 @@ fn subscribed(current: &Tier, best: Candidate<'_, '_>, grace_ends_at: Option<Tim
         cycle: Cycle {
             series: current.cycle.series + i64::from(!same),
             anchor: subscription.billing_cycle_anchor,
-            interval: plan.price.as_ref().map_or(Interval::Month, |price| price.interval),
+            // The plan may be sold by another interval today than when this was subscribed to.
+            interval: item
+                .interval
+                .or_else(|| plan.price.as_ref().map(|price| price.interval))
+                .unwrap_or(Interval::Month),
             stripe: Some(BillingPeriod { start: item.period_start, end: item.period_end }),
         },
         entitlement_version: current.entitlement_version,

@@ -173,6 +173,7 @@ pub(super) fn create_price(call: &mut Call<'_>, mut params: Params) -> Result<Va
         "tiers_mode",
         "transform_quantity",
     ])?;
+    check_whole(&currency, amount)?;
     check_price(call, product.as_deref(), &recurring, lookup_key.as_deref(), transfer)?;
     let product = match (product, product_data) {
         (Some(product), _) => product,
@@ -226,6 +227,21 @@ fn read_amount(params: &mut Params) -> Result<(Option<i64>, String), ApiError> {
         )),
         (None, None) => Err(params.missing("unit_amount")),
     }
+}
+
+/// Krónur and Ugandan shillings have no hundredths, and are counted in them all the same.
+/// Source: <https://docs.stripe.com/currencies>, "Special cases".
+fn check_whole(currency: &str, amount: Option<i64>) -> Result<(), ApiError> {
+    if !["isk", "ugx"].contains(&currency) || amount.is_some_and(|amount| amount % 100 == 0) {
+        return Ok(());
+    }
+    let message = format!(
+        "Invalid amount. Currency {} has become effectively zero-decimal and charged amounts must \
+         be evenly divisible by 100.",
+        currency.to_uppercase()
+    );
+    let code = "invalid_charge_amount_no_decimal_compatible";
+    Err(ApiError::invalid("unit_amount", message).code(code))
 }
 
 fn read_recurring(params: &mut Params) -> Result<Value, ApiError> {

@@ -93,6 +93,16 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
+    /// Removes an event that was only sent to see whether it arrives.
+    pub async fn forget_event(&self, event_id: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("DELETE FROM stripe_events WHERE event_id = $1")
+            .bind(event_id)
+            .execute(tx.connection())
+            .await?;
+        tx.commit().await
+    }
+
     /// Events that wait for a customer who is known by now, at most `limit`. Whoever creates or
     /// ties a customer puts its events back; one that was being parked at that very moment is
     /// found here.

@@ -12,6 +12,7 @@ use super::provision::PLAN_MARK;
 use super::transport::Transport;
 use super::{Stripe, StripeError};
 use crate::clock::Timestamp;
+use crate::domain::plan::Interval;
 use crate::domain::subscription::{
     StripeCustomer, Subscription, SubscriptionItem, SubscriptionStatus,
 };
@@ -169,17 +170,25 @@ fn customer_from(found: RetrieveCustomerReturned) -> StripeCustomer {
 }
 
 fn item_from(item: stripe_shared::SubscriptionItem) -> SubscriptionItem {
+    let recurring = item.price.recurring.as_ref();
     SubscriptionItem {
         id: item.id.as_str().to_owned(),
         price_id: item.price.id.as_str().to_owned(),
         plan_mark: item.price.metadata.get(PLAN_MARK).and_then(|mark| given(mark)),
+        interval: recurring.and_then(interval),
+        metered: recurring.is_some_and(|recurring| recurring.usage_type.as_str() == "metered"),
         lookup_key: item.price.lookup_key,
-        metered: item
-            .price
-            .recurring
-            .is_some_and(|recurring| recurring.usage_type.as_str() == "metered"),
         period_start: Timestamp::from_seconds(item.current_period_start),
         period_end: Timestamp::from_seconds(item.current_period_end),
+    }
+}
+
+/// One of those that plans have.
+fn interval(recurring: &stripe_shared::Recurring) -> Option<Interval> {
+    match (recurring.interval.as_str(), recurring.interval_count) {
+        ("month", 1) => Some(Interval::Month),
+        ("year", 1) => Some(Interval::Year),
+        _ => None,
     }
 }
 
@@ -219,6 +228,7 @@ mod tests {
                         price_id: "price_si_1".to_owned(),
                         lookup_key: Some("pro_monthly".to_owned()),
                         plan_mark: None,
+                        interval: Some(Interval::Month),
                         metered: false,
                         period_start: Timestamp::from_seconds(1_800_000_000),
                         period_end: Timestamp::from_seconds(1_802_678_400),
@@ -228,6 +238,7 @@ mod tests {
                         price_id: "price_si_2".to_owned(),
                         lookup_key: None,
                         plan_mark: None,
+                        interval: Some(Interval::Month),
                         metered: true,
                         period_start: Timestamp::from_seconds(1_800_000_000),
                         period_end: Timestamp::from_seconds(1_802_678_400),
@@ -242,6 +253,21 @@ mod tests {
                 tollgate_customer_id: Some("acme".to_owned()),
             }
         );
+    }
+
+    #[tokio::test]
+    async fn an_interval_that_no_plan_has_is_left_out() {
+        for (interval, count, read) in
+            [("year", 1, Some(Interval::Year)), ("month", 3, None), ("week", 1, None)]
+        {
+            let mut items = pro();
+            let recurring = &mut items["data"][0]["price"]["recurring"];
+            recurring["interval"] = json!(interval);
+            recurring["interval_count"] = json!(count);
+            let fake = FakeStripe::start([ok(&subscription("sub_1", 1, &items))]).await;
+            let found = fake.stripe().subscription("sub_1").await.unwrap().unwrap();
+            assert_eq!(found.items[0].interval, read, "{count} {interval}");
+        }
     }
 
     #[tokio::test]

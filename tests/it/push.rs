@@ -57,7 +57,7 @@ async fn a_new_account_gets_everything_and_a_second_push_writes_nothing() {
     let writes = shop.writes();
     let again = shop.push(&[]).await;
     assert_eq!((again.code, marked(&again, '=').len()), (Some(0), 10), "{again:?}");
-    assert!(again.stdout.ends_with("0 created, 0 changed, 10 as they should be\n"), "{again:?}");
+    assert!(again.stdout.contains("\n0 created, 0 changed, 10 as they should be\n"), "{again:?}");
     assert_eq!(shop.writes(), writes, "a second push wrote");
 }
 
@@ -65,12 +65,38 @@ async fn a_new_account_gets_everything_and_a_second_push_writes_nothing() {
 async fn the_signing_secrets_are_shown_once_and_ready_to_be_set() {
     let (_db, mut shop) = shop().await;
     let pushed = shop.push(&[]).await;
-    let line = pushed.stdout.lines().find(|line| line.contains("STRIPE_WEBHOOK_SECRET="));
+    let line = pushed.stdout.lines().rfind(|line| line.contains("STRIPE_WEBHOOK_SECRET="));
     let (_, secrets) = line.expect("a line to copy").split_once('=').unwrap();
     assert!(secrets.split(',').count() == 2 && secrets.starts_with("whsec_"), "{secrets}");
     shop.machine.set("STRIPE_WEBHOOK_SECRET", secrets);
     let again = shop.push(&[]).await;
     assert!(!again.stdout.contains("whsec_") && !again.stderr.contains("whsec_"), "{again:?}");
+    assert!(!again.stdout.contains("roll each missing one"), "{again:?}");
+    let (one, _) = secrets.split_once(',').unwrap();
+    shop.machine.set("STRIPE_WEBHOOK_SECRET", one);
+    let again = shop.push(&[]).await;
+    let said = "STRIPE_WEBHOOK_SECRET has one secret, and webhooks come from we_";
+    assert!(again.stdout.contains(said) && again.code == Some(0), "{again:?}");
+    shop.machine.unset("STRIPE_WEBHOOK_SECRET");
+    let again = Shop::pushed(&shop.push(&["--json"]).await);
+    assert!(text(&again, "secret_missing").contains("is not set"), "{again}");
+}
+
+#[tokio::test]
+async fn a_secret_is_shown_before_anything_else_can_go_wrong() {
+    let (_db, shop) = shop().await;
+    // The last thing that is made.
+    let path = "/v2/core/event_destinations";
+    shop.sim.fail_next(path, 1, FaultKind::SlowBodyMs(0));
+    shop.sim.fail_next(path, 1, FaultKind::DelayMs(60_000));
+    let mut process = shop.machine.spawn(&["stripe", "push"]);
+    let out = wait_for("the endpoint's secret is shown", async || {
+        let out = process.stdout();
+        out.contains("    STRIPE_WEBHOOK_SECRET=whsec_").then_some(out)
+    });
+    let out = out.await;
+    assert!(!out.contains("thin events"), "{out}");
+    process.kill();
 }
 
 #[tokio::test]
@@ -88,7 +114,7 @@ async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
 }
 
 #[tokio::test]
-async fn prices_that_somebody_made_are_taken_as_they_are() {
+async fn prices_that_somebody_made_are_taken_as_they_are_and_marked() {
     let (_db, shop) = shop().await;
     let product = shop.stripe("POST", "/v1/products", &[("name", "Professional")]).await;
     let form = [
@@ -99,8 +125,11 @@ async fn prices_that_somebody_made_are_taken_as_they_are() {
         ("lookup_key", "pro_monthly"),
     ];
     let made = shop.stripe("POST", "/v1/prices", &form).await;
-    assert_eq!(shop.push(&[]).await.code, Some(0));
-    assert_eq!(shop.price("pro_monthly").await["id"], made["id"]);
+    let pushed = shop.push(&[]).await;
+    assert!(marked(&pushed, '~')[0].contains("plan mark none → pro"), "{pushed:?}");
+    let pro = shop.price("pro_monthly").await;
+    assert_eq!((&pro["id"], text(&pro["metadata"], "tollgate_plan_id")), (&made["id"], "pro"));
+    assert_eq!(marked(&shop.push(&[]).await, '=').len(), 10, "once");
     let products = shop.rows("/v1/products").await;
     let names: Vec<&str> = products.iter().map(|product| text(product, "name")).collect();
     assert_eq!(names, ["Team", "Starter", "Professional"], "no second product for Pro");
@@ -282,6 +311,17 @@ async fn an_address_that_stripe_cannot_send_to_is_refused() {
 }
 
 #[tokio::test]
+async fn an_amount_that_stripe_would_refuse_is_refused_before_the_first_write() {
+    let (_db, shop) = shop().await;
+    let team = "amount = \"399.00\", currency = \"usd\"";
+    shop.edit_plans(team, "amount = \"80.45\", currency = \"isk\"");
+    refused(&shop, &[], "80.45 ISK is no multiple of 1 ISK, and Stripe takes no other").await;
+    shop.edit_plans("\"80.45\", currency = \"isk\"", "\"80\", currency = \"ugx\"");
+    assert_eq!(shop.push(&[]).await.code, Some(0));
+    assert_eq!(shop.price("team_monthly").await["unit_amount"], 8000);
+}
+
+#[tokio::test]
 async fn a_restricted_key_is_told_what_it_may_not_do() {
     let (_db, shop) = shop().await;
     shop.sim.change_faults(|faults| faults.not_permitted = vec!["GET /v1/billing/meters".into()]);
@@ -359,6 +399,27 @@ async fn what_was_made_and_deleted_today_is_made_anew() {
     let secrets = pushed["secrets"].as_array().unwrap();
     assert!(secrets.len() == 2 && secrets.iter().all(|s| s["of"] != *endpoint && s["of"] != *thin));
     assert_everything_is_there_once(&shop).await;
+}
+
+#[tokio::test]
+async fn what_was_made_and_undone_today_is_made_anew() {
+    let (_db, shop) = shop().await;
+    shop.push(&[]).await;
+    let old = text(&shop.price("pro_monthly").await, "id").to_owned();
+    shop.edit_plans("amount = \"99.00\"", "amount = \"109.00\"");
+    shop.push(&[]).await;
+    // Somebody goes back to the old price in the Dashboard, and the portal is switched off.
+    let form = [("active", "true"), ("lookup_key", "pro_monthly"), ("transfer_lookup_key", "true")];
+    shop.stripe("POST", &format!("/v1/prices/{old}"), &form).await;
+    let portal = text(&shop.rows("/v1/billing_portal/configurations").await[0], "id").to_owned();
+    let path = format!("/v1/billing_portal/configurations/{portal}");
+    shop.stripe("POST", &path, &[("active", "false")]).await;
+    // Stripe still knows the first answers by their idempotency keys.
+    let pushed = shop.push(&[]).await;
+    assert_eq!(pushed.code, Some(0), "{pushed:?}");
+    let new = shop.price("pro_monthly").await;
+    assert_eq!((&new["unit_amount"], &new["active"]), (&json!(10900), &json!(true)));
+    assert_eq!(shop.push(&[]).await.code, Some(0));
 }
 
 #[tokio::test]

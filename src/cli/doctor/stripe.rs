@@ -10,7 +10,7 @@ use crate::cli::start::{connect_stripe, open_store, read_plans};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::domain::provision::found::Account;
-use crate::domain::provision::{Kind, State, Step, plan};
+use crate::domain::provision::{Kind, State, Step, plan, secret_missing, senders};
 use crate::entropy::Entropy;
 use crate::store::Store;
 use crate::stripe::{Stripe, StripeError, StripeErrorKind};
@@ -25,7 +25,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
         Ok(Some(stripe)) => stripe,
         Ok(None) => {
             let problem = "STRIPE_SECRET_KEY is not set: nothing is synced or reported";
-            return vec![finding("stripe key", Err(problem.to_owned())), secrets(config)];
+            return vec![finding("stripe key", Err(problem.to_owned())), secrets(config, &[])];
         }
         Err(error) => return vec![finding("stripe key", Err(words(error)))],
     };
@@ -33,7 +33,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     let is_heard = accepted.as_ref().map_or_else(is_forbidden, |_| true);
     let mut findings = vec![finding("stripe key", accepted.map_err(|error| error.to_string()))];
     if !is_heard {
-        findings.push(secrets(config));
+        findings.push(secrets(config, &[]));
         return findings;
     }
     let store = existing_store(config).await;
@@ -49,13 +49,14 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     if let Ok((_, Some(theirs))) = account {
         findings.push(finding("clock", compare_clocks(clock.now(), theirs)));
     }
-    let mut steps = Vec::new();
+    let (mut steps, mut sending) = (Vec::new(), Vec::new());
     if let Ok((_, catalog)) = read_plans(config) {
         let wanted = wanted(config, &catalog);
-        steps = plan(&wanted, &stripe.find(&wanted).await);
+        let found = stripe.find(&wanted).await;
+        (steps, sending) = (plan(&wanted, &found), senders(&wanted, &found));
     }
     findings.extend(steps.iter().flat_map(provisioned));
-    findings.push(secrets(config));
+    findings.push(secrets(config, &sending));
     findings.extend(webhook::examine(config, &stripe, store.as_ref(), &steps).await);
     if let Some(store) = store {
         store.close().await;
@@ -153,15 +154,17 @@ fn provisioned(step: &Step) -> Vec<Finding> {
     std::iter::once(Finding::of(&what, level, detail)).chain(note).collect()
 }
 
-fn secrets(config: &Config) -> Finding {
-    finding(
-        "webhook secret",
-        match config.stripe_webhook_secrets.len() {
-            0 => Err("STRIPE_WEBHOOK_SECRET is not set: webhooks are refused".to_owned()),
-            1 => Ok("one is accepted".to_owned()),
-            n => Ok(format!("{n} are accepted")),
-        },
-    )
+/// Whether there can be a secret of each sender's; whether they are the right ones is found out by
+/// sending.
+fn secrets(config: &Config, senders: &[String]) -> Finding {
+    let held = config.stripe_webhook_secrets.len();
+    let examined = match (secret_missing(senders, held), held) {
+        (Some(missing), _) => Err(missing),
+        (None, 0) => Err("STRIPE_WEBHOOK_SECRET is not set: webhooks are refused".to_owned()),
+        (None, 1) => Ok("one is accepted".to_owned()),
+        (None, n) => Ok(format!("{n} are accepted")),
+    };
+    finding("webhook secret", examined)
 }
 
 #[cfg(test)]

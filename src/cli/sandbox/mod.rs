@@ -192,7 +192,7 @@ async fn push(
     let wanted = wanted(config, &catalog);
     let steps = plan(&wanted, &stripe.find(&wanted).await);
     let mut made = Made::default();
-    let applied = apply(&stripe, &steps, &mut made, |_| ()).await;
+    let applied = apply(&stripe, &steps, &mut made, |_, _| ()).await;
     applied.map_err(|(step, error)| anyhow::anyhow!("{}: {error}", step.name))?;
     Ok(made.secrets.into_iter().map(|made| made.secret).collect())
 }

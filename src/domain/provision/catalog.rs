@@ -157,7 +157,12 @@ fn price_step(
         step.writes.push(create(None));
         return step;
     };
-    let left_open = left_open(price, prices);
+    let (left_open, unmarked) = (left_open(price, prices), unmarked(wanted, offer, price, prices));
+    // First of all: whoever is on an old price must not be without a plan for a moment.
+    step.writes.extend(unmarked.iter().map(|price| {
+        let (id, plan_id) = (price.id.clone(), offer.plan_id.clone());
+        Write::Change(Change::MarkPrice { id, plan_id })
+    }));
     let mut differences = differences(offer, price);
     if differences.is_empty() {
         let stays = PriceRef::Id(price.id.clone());
@@ -176,19 +181,42 @@ fn price_step(
             "a new price takes the lookup key; {} is archived, and subscriptions on it go on",
             price.id
         ));
-        // First of all: whoever is on the old price must not be without a plan for a moment.
-        if price.plan_mark.as_ref() != Some(&offer.plan_id) {
-            let (id, plan_id) = (price.id.clone(), offer.plan_id.clone());
-            step.writes.push(Write::Change(Change::MarkPrice { id, plan_id }));
-        }
         step.writes.push(create(Some(price.id.clone())));
         let new = PriceRef::New { lookup_key: offer.lookup_key.clone() };
         for old in [Some(price).filter(|price| price.active), left_open].into_iter().flatten() {
             step.writes.extend(retire(old, &new, product));
         }
     }
+    differences.extend(unmarked.iter().map(|marked| {
+        let what = match marked.id == price.id {
+            true => "plan mark".to_owned(),
+            false => format!("plan mark of {}", marked.id),
+        };
+        let found = marked.plan_mark.as_deref().unwrap_or("none");
+        Difference::new(&what, found, &*offer.plan_id)
+    }));
     step.state = right_or_different(&price.id, differences);
     step
+}
+
+/// The prices that do not yet say of which plan they are: the one that has the lookup key, and the
+/// one it replaced. The key can be moved in the Dashboard as well, and by the mark alone whoever is
+/// on such a price then keeps the plan.
+fn unmarked<'a>(
+    wanted: &Wanted,
+    offer: &Offer,
+    holder: &'a found::Price,
+    prices: &'a [found::Price],
+) -> Vec<&'a found::Price> {
+    // Two plans that replaced the same price would mark it in turns, at each push.
+    let is_anothers = |price: &found::Price| {
+        let others = wanted.offers.iter().filter(|other| other.plan_id != offer.plan_id);
+        let mut others = others.map(|other| (Some(&other.plan_id), Some(&other.lookup_key)));
+        others.any(|(id, key)| price.plan_mark.as_ref() == id || price.lookup_key.as_ref() == key)
+    };
+    let replaced = replaced(holder, prices).filter(|price| !is_anothers(price));
+    let both = [Some(holder), replaced].into_iter().flatten();
+    both.filter(|price| price.plan_mark.as_ref() != Some(&offer.plan_id)).collect()
 }
 
 /// Why there can be no such price.
@@ -204,9 +232,11 @@ fn unsellable(
         let reason = format!("{} is of {} mode", price.id, mode(price.livemode));
         return Some((reason, format!("use the {} mode's own key and prices", mode(live))));
     }
-    // <https://docs.stripe.com/currencies>: of three decimals the last must be zero.
-    if offer.amount.currency.decimals() == 3 && offer.amount.minor % 10 != 0 {
-        let reason = format!("Stripe takes {} only with a zero as the last decimal", offer.amount);
+    let step_minor = offer.amount.currency.charge_step_minor();
+    if offer.amount.minor % step_minor != 0 {
+        let step = Money { minor: step_minor, ..offer.amount };
+        let reason =
+            format!("{} is no multiple of {step}, and Stripe takes no other", offer.amount);
         return Some((reason, "round the amount in the plans file".to_owned()));
     }
     None
@@ -245,8 +275,12 @@ pub(super) fn is_as_offered(offer: &Offer, price: &found::Price) -> bool {
 
 /// The price that this one replaced, if it can still be bought.
 fn left_open<'a>(price: &found::Price, prices: &'a [found::Price]) -> Option<&'a found::Price> {
+    replaced(price, prices).filter(|old| old.active && old.lookup_key.is_none())
+}
+
+fn replaced<'a>(price: &found::Price, prices: &'a [found::Price]) -> Option<&'a found::Price> {
     let old = price.replaces.as_ref()?;
-    prices.iter().find(|price| price.id == *old && price.active && price.lookup_key.is_none())
+    prices.iter().find(|price| price.id == *old)
 }
 
 /// What closes a price to new subscriptions, once its successor has the lookup key.

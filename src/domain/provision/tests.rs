@@ -225,6 +225,40 @@ fn a_price_that_somebody_else_made_is_marked_before_its_key_goes_to_another() {
 }
 
 #[test]
+fn a_price_that_is_not_marked_as_its_plans_is_marked_and_the_one_it_replaced_too() {
+    let mark = |id: &str| {
+        let (id, plan_id) = (id.to_owned(), "pro".to_owned());
+        Write::Change(Change::MarkPrice { id, plan_id })
+    };
+    let step = pro(|prices, _| prices[1].plan_mark = None);
+    assert_eq!(differences(&step), [("plan mark", "none", "pro")]);
+    assert_eq!(step.writes, [mark("price_pro")]);
+
+    let replaced = |plan_mark: Option<&str>, lookup_key: Option<&str>| {
+        let text = |text: &str| text.to_owned();
+        pro(|prices, _| {
+            prices[1].replaces = Some("price_old".to_owned());
+            prices.push(Price {
+                id: "price_old".to_owned(),
+                lookup_key: lookup_key.map(text),
+                plan_mark: plan_mark.map(text),
+                active: false,
+                ..prices[1].clone()
+            });
+        })
+    };
+    let step = replaced(Some("professional"), None);
+    assert_eq!(differences(&step), [("plan mark of price_old", "professional", "pro")]);
+    assert_eq!(step.writes, [mark("price_old")]);
+    for (plan_mark, lookup_key) in
+        [(Some("pro"), None), (Some("team"), None), (None, Some("team_monthly"))]
+    {
+        let step = replaced(plan_mark, lookup_key);
+        assert!(matches!(step.state, State::Right { .. }), "{step:?}");
+    }
+}
+
+#[test]
 fn a_price_that_stayed_open_after_its_replacement_is_closed_its_default_first() {
     let old = || Price {
         id: "price_old".to_owned(),
@@ -277,10 +311,15 @@ fn amounts_follow_their_currency() {
     };
     assert_eq!(sold("3000", "jpy").unwrap(), ("¥3000/month".to_owned(), State::Missing, 3000));
     assert_eq!(sold("5.120", "kwd").unwrap().2, 5120);
-    assert!(
-        matches!(sold("5.124", "kwd").unwrap().1, State::Refused { .. }),
-        "its last is no zero"
-    );
+    assert_eq!(sold("5", "ugx").unwrap(), ("5 UGX/month".to_owned(), State::Missing, 500));
+    for (amount, currency, step) in
+        [("5.124", "kwd", "0.010 KWD"), ("80.45", "isk", "1 ISK"), ("0.50", "ugx", "1 UGX")]
+    {
+        let State::Refused { reason, .. } = sold(amount, currency).unwrap().1 else {
+            panic!("{amount} {currency} is not refused")
+        };
+        assert!(reason.contains(&format!("is no multiple of {step}")), "{reason}");
+    }
     assert_eq!(sold("0.00", "usd"), None, "nothing is to be sold for nothing");
 }
 
@@ -381,4 +420,23 @@ fn what_cannot_be_seen_is_refused_once_and_by_its_name() {
         assert!(step.kind == kind && is_refused(&steps), "{step:?}");
         assert!(matches!(step.state, State::Unseen { forbidden: true, .. }), "{step:?}");
     }
+}
+
+#[test]
+fn each_enabled_sender_needs_a_secret() {
+    let wanted = wanted();
+    let mut found = account(&wanted);
+    assert_eq!(senders(&wanted, &found), ["we_1", "ed_1"]);
+    let old = endpoint("we_0", None, Vec::new());
+    let off = Endpoint { id: "we_2".to_owned(), enabled: false, ..old.clone() };
+    let elsewhere = Endpoint { url: "https://staging.example.com".to_owned(), ..old.clone() };
+    found.endpoints.as_mut().unwrap().extend([old, off, elsewhere]);
+    let all = senders(&wanted, &found);
+    assert_eq!(all, ["we_1", "we_0", "ed_1"]);
+    assert_eq!(secret_missing(&all, 3), None);
+    for (secrets, held) in [(2, "has 2 secrets"), (1, "has one secret"), (0, "is not set")] {
+        let said = secret_missing(&all, secrets).unwrap();
+        assert!(said.contains(held) && said.contains("we_1 and we_0 and ed_1"), "{said}");
+    }
+    assert_eq!(secret_missing(&[], 0), None);
 }

@@ -3,7 +3,7 @@
 //! daemons.
 
 use super::catalog::right_or_different;
-use super::found::{Destination, Endpoint};
+use super::found::{Destination, Endpoint, Found};
 use super::{Change, Creation, Difference, Kind, State, Step, Wanted, Write};
 
 /// What an endpoint lists that wants everything.
@@ -123,4 +123,32 @@ pub(super) fn destination(wanted: &Wanted, found: &[Destination]) -> Option<Step
     }
     step.state = right_or_different(&ours.id, differences);
     Some(step)
+}
+
+/// Endpoints and destinations that send to us now. Each signs with a secret of its own. Those that
+/// could not be looked at are left out.
+pub fn senders(wanted: &Wanted, found: &Found) -> Vec<String> {
+    let Ok(url) = &wanted.webhook_url else { return Vec::new() };
+    let endpoints = found.endpoints.iter().flatten();
+    let endpoints = endpoints.filter(|e| e.enabled && e.url == *url).map(|e| e.id.clone());
+    let destinations = found.destinations.iter().flatten();
+    let destinations = destinations.filter(|d| d.enabled && d.url == *url).map(|d| d.id.clone());
+    endpoints.chain(destinations).collect()
+}
+
+/// What to do if so many secrets cannot be those of all senders.
+pub fn secret_missing(senders: &[String], secrets: usize) -> Option<String> {
+    (secrets < senders.len()).then(|| {
+        let held = match secrets {
+            0 => "is not set".to_owned(),
+            1 => "has one secret".to_owned(),
+            n => format!("has {n} secrets"),
+        };
+        format!(
+            "STRIPE_WEBHOOK_SECRET {held}, and webhooks come from {}, each with a secret of its \
+             own: Stripe tells a secret only once, so roll each missing one in the Dashboard, or \
+             delete what it is of there and run `tollgate stripe push` again",
+            senders.join(" and ")
+        )
+    })
 }

@@ -39,6 +39,7 @@ fn item(lookup_key: &str, metered: bool) -> SubscriptionItem {
         price_id: format!("price_{lookup_key}"),
         lookup_key: Some(lookup_key.to_owned()),
         plan_mark: None,
+        interval: Some(Interval::Month),
         metered,
         period_start: at("2026-11-10T09:30:00Z"),
         period_end: at("2026-12-10T09:30:00Z"),
@@ -412,4 +413,21 @@ fn an_upgrade_is_a_move_to_a_higher_rank_that_is_paid_for() {
     assert_eq!(moved(&team, &team), None);
     let unpaid = next(&on_pro(), &[subscription("sub_1", "unpaid", "team_monthly")]);
     assert_eq!(moved(&on_pro(), &unpaid), None);
+}
+
+#[test]
+fn a_late_renewal_is_awaited_for_the_interval_of_the_subscriptions_own_price() {
+    let yearly = include_str!("../../../plans.example.toml")
+        .replace("\"month\", lookup_key = \"pro", "\"year\", lookup_key = \"pro");
+    let yearly = Catalog::parse(&yearly).unwrap();
+    for (own, expected) in [
+        (Some(Interval::Month), Interval::Month),
+        (Some(Interval::Year), Interval::Year),
+        (None, Interval::Year),
+    ] {
+        let mut old = subscription("sub_1", "active", "pro_monthly");
+        old.items[0].interval = own;
+        let tier = tier_from_stripe(&yearly, &stranger(), &[old], now()).unwrap();
+        assert_eq!(tier.cycle.interval, expected, "{own:?}");
+    }
 }

@@ -104,6 +104,18 @@ async fn a_lookup_key_finds_its_price_and_moves_only_when_told() {
 }
 
 #[tokio::test]
+async fn currencies_without_hundredths_are_counted_in_them_and_charged_whole() {
+    let desk = desk().await;
+    let product = id(&desk.make("/v1/products", &[("name", "Pro")]).await);
+    for (currency, amount, status) in
+        [("isk", "8045", 400), ("isk", "8000", 200), ("ugx", "50", 400), ("usd", "8045", 200)]
+    {
+        let form = [("product", &*product), ("currency", currency), ("unit_amount", amount)];
+        assert_eq!(desk.post("/v1/prices", &form).await.status, status, "{amount} {currency}");
+    }
+}
+
+#[tokio::test]
 async fn lists_hold_ten_unless_asked_and_a_hundred_at_most() {
     let desk = desk().await;
     let mut ids = Vec::new();

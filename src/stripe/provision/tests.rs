@@ -160,6 +160,49 @@ async fn a_price_is_made_with_all_its_terms_and_found_by_those_after_it() {
 }
 
 #[tokio::test]
+async fn an_answer_given_again_is_believed_only_while_its_object_stands_as_asked() {
+    let price = |active: bool, lookup_key: &str| {
+        let (product, offer) = ("prod_1".to_owned(), offer(1));
+        let found = json!({"active": active, "lookup_key": lookup_key});
+        (Creation::Price { offer, product, replaces: None }, found)
+    };
+    let portal = |active: bool, mark: &str| {
+        let found = json!({"active": active, "metadata": {"tollgate": mark}});
+        (Creation::Portal(PortalTerms { prices: Vec::new() }), found)
+    };
+    let url = || "https://a.example".to_owned();
+    let endpoint = |found: &str| {
+        let (api_version, events) = (super::api_version(), Vec::new());
+        (Creation::Endpoint { url: url(), api_version, events }, json!({"url": found}))
+    };
+    let destination = |found: &str| {
+        let found = json!({"webhook_endpoint": {"url": found}});
+        (Creation::Destination { url: url(), events: Vec::new() }, found)
+    };
+    for ((creation, found), stands) in [
+        (price(true, "p1"), true),
+        (price(true, "p2"), false),
+        (price(false, "p1"), false),
+        (portal(true, "portal"), true),
+        (portal(false, "portal"), false),
+        (portal(true, ""), false),
+        (endpoint("https://a.example"), true),
+        (endpoint("https://b.example"), false),
+        (destination("https://a.example"), true),
+        (destination("https://b.example"), false),
+    ] {
+        let made = || json!({"id": "ed_1"});
+        let again = ok(&made()).with("idempotent-replayed", "true");
+        // Where the first is not believed, the next key is asked for and makes a second.
+        let last = [ok(&json!({"id": "ed_2"})), ok(&found)];
+        let fake = FakeStripe::start([again, ok(&found)].into_iter().chain(last)).await;
+        let write = Write::Create(creation);
+        let _ = fake.stripe().write(&write, &mut Made::default()).await;
+        assert_eq!(fake.seen().len() == 2, stands, "{write:?}: {found}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_given_again_is_believed_only_if_its_object_is_there() {
     let old =
         || ok(&json!({"id": "we_0", "secret": "whsec_old"})).with("idempotent-replayed", "true");

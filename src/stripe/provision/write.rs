@@ -3,8 +3,9 @@
 //! What makes something carries an idempotency key that follows from its content alone, so that a
 //! run which was cut short, or two at the same time, make it once. But Stripe keeps the answer
 //! under a key for a day and gives it again whatever has happened since: an old refusal, an old
-//! 500, or the description of something deleted. An answer given again is therefore believed only
-//! if what it tells of is there; else the next key is taken.
+//! 500, or the description of something that was deleted, archived or given to somebody else's use.
+//! An answer given again is therefore believed only if what it tells of still stands as asked; else
+//! the next key is taken.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -89,7 +90,7 @@ impl Stripe {
 
     async fn create(&self, creation: &Creation, made: &mut Made) -> Result<()> {
         let (path, body) = creation_of(creation, made)?;
-        let answer = self.create_once(path, &body).await?.body;
+        let answer = self.create_once(creation, path, &body).await?.body;
         let id = read::required(&answer, "id")?;
         match creation {
             Creation::Price { offer, .. } => {
@@ -104,8 +105,8 @@ impl Stripe {
         Ok(())
     }
 
-    /// Makes what `body` describes unless an earlier call made it and it is still there.
-    async fn create_once(&self, path: &str, body: &Body) -> Result<Answered> {
+    /// Makes what `body` describes unless an earlier call made it and it still stands.
+    async fn create_once(&self, creation: &Creation, path: &str, body: &Body) -> Result<Answered> {
         let mut refused = None;
         for nth in 0..KEYS {
             match self.transport.post(path, body, &content_key(path, body, nth)).await {
@@ -114,7 +115,7 @@ impl Stripe {
                     return Ok(answered);
                 }
                 Ok(answered) => {
-                    if self.is_there(path, &answered.body).await? {
+                    if self.still_stands(creation, path, &answered.body).await? {
                         return Ok(answered);
                     }
                 }
@@ -125,11 +126,16 @@ impl Stripe {
         Err(refused.unwrap_or_else(|| StripeError::unreachable("what was made is not there")))
     }
 
-    async fn is_there(&self, path: &str, object: &Value) -> Result<bool> {
-        let id = read::required(object, "id")?;
+    async fn still_stands(&self, creation: &Creation, path: &str, made: &Value) -> Result<bool> {
+        let id = read::required(made, "id")?;
         let path = format!("{path}/{}", read::segment(&id)?);
-        match self.transport.get(&path, &[]).await {
-            Ok(found) => Ok(found.body["deleted"] != true),
+        let query: &[_] = match creation {
+            // Left out unless asked for.
+            Creation::Destination { .. } => &[("include[0]", "webhook_endpoint.url")],
+            _ => &[],
+        };
+        match self.transport.get(&path, query).await {
+            Ok(found) => Ok(is_as_asked(creation, &found.body)),
             // Version 2 has another word for it than version 1.
             Err(StripeError { kind: StripeErrorKind::Refused { status: 404, .. }, .. }) => {
                 Ok(false)
@@ -137,6 +143,21 @@ impl Stripe {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether what was made is still what was asked for, in all that somebody else can have changed and
+/// by which we find it: otherwise the next run would miss it again, and be given it again.
+fn is_as_asked(creation: &Creation, found: &Value) -> bool {
+    let as_asked = match creation {
+        Creation::Meter(_) | Creation::Product { .. } => true,
+        Creation::Price { offer, .. } => {
+            found["active"] == true && found["lookup_key"] == *offer.lookup_key
+        }
+        Creation::Portal(_) => found["active"] == true && found["metadata"][MARK] == PORTAL_MARK,
+        Creation::Endpoint { url, .. } => found["url"] == **url,
+        Creation::Destination { url, .. } => found["webhook_endpoint"]["url"] == **url,
+    };
+    as_asked && found["deleted"] != true
 }
 
 impl Made {

@@ -56,6 +56,10 @@ both_databases! {
         let listed = store.list_events(Some("acme"), Some("applied"), 9).await.unwrap();
         assert_eq!((listed.len(), listed[0].settled_at), (1, Some(now())));
         assert_eq!(store.list_events(None, None, 9).await.unwrap(), listed);
+        store.forget_event("evt_2").await.unwrap();
+        assert!(store.stored_event("evt_1").await.unwrap().is_some(), "another's");
+        store.forget_event("evt_1").await.unwrap();
+        assert_eq!(store.stored_event("evt_1").await.unwrap(), None);
     }
 
     async fn a_settled_event_is_put_back_once_as_if_it_had_just_come(db: TestDb) {
