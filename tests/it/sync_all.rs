@@ -5,6 +5,7 @@ use tollgate::sim::FaultKind;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Finished, Machine};
+use crate::harness::sql::rows;
 use crate::harness::world::{API_KEY, STRIPE_KEY, World};
 
 /// Customers `c00`, `c01` and so on with a subscription to Starter, which has changed to Pro since
@@ -107,6 +108,23 @@ both_databases! {
         let refused = machine.run(&["sync", "--all"]).await;
         assert_eq!(refused.code, Some(1));
         assert!(refused.stderr.contains("TOLLGATE_ADMIN_TOKEN"), "{refused:?}");
+    }
+
+    async fn a_command_without_a_daemon_goes_by_the_plans_in_force_and_not_by_its_own_file(db: TestDb) {
+        let mut world = World::start(&db).await;
+        changed_unheard(&world, 1).await;
+        let machine = machine(&db, &world);
+        world.stop().await;
+        let versions = "SELECT version, source FROM plan_versions";
+        let before = rows(&db.url, versions).await;
+        let older = include_str!("../../plans.example.toml").replace("pro_monthly", "pro_old");
+        machine.write("plans.toml", &older);
+        for arguments in [&["sync", "c00", "--dry-run"][..], &["sync", "--all"]] {
+            let done = machine.run(arguments).await;
+            assert_eq!((done.code, lines(&done)[0].as_str()),
+                (Some(0), "c00 plan starter -> pro set"), "{done:?}");
+            assert_eq!(rows(&db.url, versions).await, before);
+        }
     }
 
     async fn a_sync_of_everyone_goes_page_by_page_and_leaves_its_trail(db: TestDb) {
