@@ -119,7 +119,7 @@ impl SyncError {
     }
 }
 
-/// How often in a row Stripe itself has failed. Whoever works through many customers then leaves
+/// How often in a row Stripe itself has failed, and not only about one of its objects. Whoever works through many customers then leaves
 /// the rest for later, instead of waiting for a timeout with each.
 #[derive(Debug, Default)]
 pub struct Trouble(u32);
@@ -128,7 +128,7 @@ impl Trouble {
     /// Counts how a sync went; answers whether Stripe is not worth asking any more now.
     pub fn is_stripes<T>(&mut self, done: &Result<T, SyncError>) -> bool {
         self.0 = match done {
-            Err(error @ SyncError::Stripe(_)) if error.is_transient() => self.0 + 1,
+            Err(SyncError::Stripe(error)) if error.is_outage() => self.0 + 1,
             _ => 0,
         };
         self.0 >= GIVE_UP_AFTER
