@@ -142,6 +142,29 @@ both_databases! {
         assert_eq!(world.admin("POST", "/sync?after=zz").await.ok()["customers"], 0);
     }
 
+    async fn three_in_a_row_whom_nobody_can_read_are_not_stripe_being_away(db: TestDb) {
+        let world = World::start(&db).await;
+        let stripe_ids = changed_unheard(&world, 5).await;
+        for odd in &stripe_ids[..3] {
+            world.sim.fail_next(&format!("/v1/customers/{odd}"), 1, FaultKind::OtherShape);
+        }
+        let page = world.admin("POST", "/sync").await.ok();
+        assert_eq!((&page["stopped"], &page["next"]), (&json!(false), &Value::Null), "{page}");
+        let failures = page["failures"].as_array().unwrap();
+        assert_eq!((failures.len(), &failures[2]["customer_id"]), (3, &json!("c02")));
+        assert_eq!(world.tier("c04").await, "pro active");
+    }
+
+    async fn a_row_that_cannot_be_read_is_one_customers_trouble(db: TestDb) {
+        let world = World::start(&db).await;
+        changed_unheard(&world, 3).await;
+        rows(&db.url, "UPDATE customers SET standing = 'odd' WHERE customer_id = 'c01'").await;
+        let page = world.admin("POST", "/sync").await.ok();
+        assert_eq!(page["failures"][0]["customer_id"], "c01", "{page}");
+        assert_eq!((&page["customers"], &page["next"]), (&json!(3), &Value::Null));
+        assert_eq!(world.tier("c02").await, "pro active");
+    }
+
     async fn when_stripe_is_down_a_sync_of_everyone_stops_and_says_where(db: TestDb) {
         let world = World::start(&db).await;
         changed_unheard(&world, 5).await;
