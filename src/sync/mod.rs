@@ -91,8 +91,9 @@ pub enum SyncError {
     NoTier(#[from] NoTier),
     /// Not deleted, of which Stripe would tell: never there. The id or the key is of another
     /// account, which is no reason to take a plan away.
-    #[error("Stripe has no such customer as {stripe_customer_id}")]
-    NoSuchStripeCustomer { stripe_customer_id: String },
+    /// Its id may be a mail address, so it is not said.
+    #[error("Stripe has no such customer as this one is tied to")]
+    NoSuchStripeCustomer,
     #[error("Stripe did not answer as hoped: {0}")]
     Stripe(#[from] StripeError),
     #[error(transparent)]
@@ -113,7 +114,7 @@ impl SyncError {
             }
             Self::UnknownCustomer
             | Self::NoTier(_)
-            | Self::NoSuchStripeCustomer { .. }
+            | Self::NoSuchStripeCustomer
             | Self::Store(_) => false,
         }
     }
@@ -370,9 +371,7 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
     let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
     let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    let Some(found) = stripe.customer(stripe_id).await? else {
-        return Err(SyncError::NoSuchStripeCustomer { stripe_customer_id: stripe_id.clone() });
-    };
+    let found = stripe.customer(stripe_id).await?.ok_or(SyncError::NoSuchStripeCustomer)?;
     if found.deleted {
         return Ok(none);
     }
