@@ -141,10 +141,10 @@ pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
+    lease.release(app).await?;
     if synced.is_ok() {
         app.store.note_look(id, began).await?;
     }
-    lease.release(app).await?;
     synced.map(|_| ())
 }
 
@@ -162,10 +162,10 @@ async fn sync_for(app: &App, id: &CustomerId, asker: Asker) -> Result<SyncReport
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = sync_all_of(app, id, asker, &lease).await;
+    lease.release(app).await?;
     if synced.is_ok() && asker.mode() == Mode::Apply {
         app.store.note_look(id, began).await?;
     }
-    lease.release(app).await?;
     synced
 }
 
