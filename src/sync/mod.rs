@@ -120,8 +120,8 @@ impl SyncError {
     }
 }
 
-/// How often in a row Stripe itself has failed, and not only about one of its objects. Whoever works through many customers then leaves
-/// the rest for later, instead of waiting for a timeout with each.
+/// How often in a row Stripe itself has failed, and not only about one of its objects. Whoever works
+/// through many customers then leaves the rest for later, instead of waiting for a timeout with each.
 #[derive(Debug, Default)]
 pub struct Trouble(u32);
 
