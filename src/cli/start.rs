@@ -113,6 +113,9 @@ pub enum Drive {
     Loops,
     /// Whoever embeds the daemon, step by step.
     Steps,
+    /// Nobody: the daemon answers one command's calls. The plans are the database's, because a
+    /// command's file may be older than what the replicas run by, and they would follow it.
+    Command,
 }
 
 /// A daemon that is up. Dropping it without [`Running::stop`] is like pulling the plug.
@@ -186,6 +189,10 @@ pub async fn start(
     if let (Some(stripe), Drive::Loops) = (&stripe, drive) {
         account::pin_account(stripe, &store).await?;
     }
+    let (known, source, catalog) = match drive {
+        Drive::Command => plans_in_force(&store).await?.unwrap_or((Some(0), source, catalog)),
+        Drive::Loops | Drive::Steps => (None, source, catalog),
+    };
     check_plans_in_use(&store, &catalog).await.map_err(|refused| match refused {
         PlansRefused::Lacks(_) => StartError::Config(format!("TOLLGATE_PLANS: {refused}")),
         PlansRefused::Store(error) => error.into(),
@@ -196,7 +203,10 @@ pub async fn start(
     let address = listener.local_addr()?;
     let links =
         Links::new(config.public_url.clone(), signing_keys(config, &store, &entropy).await?);
-    let version = terms::activate(&store, &entropy, &source, &catalog).await?;
+    let version = match known {
+        Some(version) => version,
+        None => terms::activate(&store, &entropy, &source, &catalog).await?,
+    };
     let replica_id = entropy.id("replica", clock.now()).into();
     let app = App::new(Shared {
         clock,
@@ -222,7 +232,7 @@ pub async fn start(
     tracing::info!(%address, plans = version, "listening");
     let jobs = match drive {
         Drive::Loops => Jobs::start(&app),
-        Drive::Steps => Jobs::default(),
+        Drive::Steps | Drive::Command => Jobs::default(),
     };
     Ok(run(app, jobs, config, listener, lock)?)
 }
@@ -292,6 +302,17 @@ fn recorder() -> PrometheusHandle {
             handle
         })
         .clone()
+}
+
+/// The plans that the replicas run by, with their version; `None` before the first start of one.
+async fn plans_in_force(
+    store: &Store,
+) -> Result<Option<(Option<i64>, String, Catalog)>, StartError> {
+    let Some((version, source)) = store.active_plans().await? else { return Ok(None) };
+    let catalog = Catalog::parse(&source).map_err(|mistakes| {
+        mistakes.in_file(format!("version {version} of the plans, in force,"))
+    })?;
+    Ok(Some((Some(version), source, catalog)))
 }
 
 /// The configured keys, or one made at the first start and kept in the database.

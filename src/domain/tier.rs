@@ -24,6 +24,7 @@
 //! |---|---|
 //! | several live subscriptions | the one that lets the customer run now, then the one of higher rank, then the newest; [`several_live`] is told to support, because each of them is paid for |
 //! | one that has had its grace, beside one that is paid for | the one that is paid for, whatever their ranks |
+//! | one to no plan, that was there when one to a plan ended | as without it |
 //! | one that cannot be read, beside one that can | the one that can, unless the other gave the tier so far |
 //! | flat and metered items | the licensed item names the plan; a metered one only where there is no other |
 //! | items with different periods | the period of the item that names the plan is the cap's clock |
@@ -74,7 +75,7 @@ pub fn tier_from_stripe(
 ) -> Result<Tier, NoTier> {
     let grace_ends_at = grace_end(subscriptions, current, catalog.policy.past_due_grace, now);
     let best = best(catalog, subscriptions, grace_ends_at, now);
-    if let Some(why) = unreadable(catalog, current, subscriptions, best.is_some()) {
+    if let Some(why) = unreadable(catalog, current, subscriptions, best.is_some(), now) {
         return Err(why);
     }
     let mut tier = match best {
@@ -226,13 +227,15 @@ fn unreadable(
     current: &Tier,
     subscriptions: &[Subscription],
     has_other: bool,
+    now: Timestamp,
 ) -> Option<NoTier> {
     let own_id = current.subscription.as_ref().map(|own| own.id.as_str());
     let is_own = |s: &Subscription| own_id == Some(s.id.as_str());
-    let unknown = |s: &Subscription| matches!(s.status, SubscriptionStatus::Unknown(_));
-    // Once the subscription that gave the tier has ended, a live one to something else does not
-    // keep it.
-    let own_ended = subscriptions.iter().any(|s| is_own(s) && !is_live(&s.status) && !unknown(s));
+    // One to something else that stood beside a plan's is no other way to that plan. This must not
+    // hang on which one gives the tier now, or the next sync would not know it any more.
+    let canceled = subscriptions.iter().filter(|s| s.status == SubscriptionStatus::Canceled);
+    let to_plans = canceled.filter(|s| item_in_plans(catalog, s).is_some());
+    let plan_end = to_plans.map(|s| s.ended_at.unwrap_or(now)).max();
     subscriptions.iter().find_map(|s| {
         let subscription_id = s.id.clone();
         match &s.status {
@@ -240,7 +243,8 @@ fn unreadable(
                 Some(NoTier::UnknownStatus { subscription_id, status: word.clone() })
             }
             status if is_live(status) && item_in_plans(catalog, s).is_none() => {
-                let keeps = is_own(s) || !has_other && !own_ended;
+                let stood_beside = plan_end.is_some_and(|end| s.created_at <= end);
+                let keeps = is_own(s) || !has_other && !stood_beside;
                 keeps.then_some(NoTier::PriceNotInPlans { subscription_id })
             }
             _ => None,
@@ -290,7 +294,8 @@ fn unsubscribed(current: &Tier, subscriptions: &[Subscription], now: Timestamp) 
         None => last_end.filter(|ended_at| *ended_at > current.cycle.anchor),
     };
     let cycle = match ended_at {
-        Some(ended_at) => Cycle::local(current.cycle.series + 1, ended_at.min(now)),
+        // As Stripe says it, be it ahead of our clock: so it is known again.
+        Some(ended_at) => Cycle::local(current.cycle.series + 1, ended_at),
         None => current.cycle,
     };
     Tier {

@@ -85,7 +85,7 @@ pub(super) fn sync_failed(error: SyncError) -> ApiError {
         SyncError::NotConfigured => ApiError::unavailable("not_configured", error.to_string()),
         SyncError::Store(error) => error.into(),
         SyncError::NoTier(_) => ApiError::new(StatusCode::CONFLICT, "no_tier", error.to_string()),
-        SyncError::NoSuchStripeCustomer { .. } => {
+        SyncError::NoSuchStripeCustomer => {
             ApiError::new(StatusCode::CONFLICT, "no_such_stripe_customer", error.to_string())
         }
         SyncError::Stripe(_) => ApiError::unavailable("stripe_unavailable", error.to_string()),

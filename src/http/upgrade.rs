@@ -143,7 +143,7 @@ impl From<UpgradeError> for ApiError {
             UpgradeError::StripeCustomerDeleted => {
                 conflict("stripe_customer_deleted", &error).param("stripe_customer_id")
             }
-            UpgradeError::NoSuchStripeCustomer { .. } => {
+            UpgradeError::NoSuchStripeCustomer => {
                 conflict("stripe_customer_missing", &error).param("stripe_customer_id")
             }
             UpgradeError::Overtaken => conflict("overtaken", &error),

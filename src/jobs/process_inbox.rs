@@ -34,12 +34,13 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     put_back_those_of_known(app).await?;
     let events = app.store.pending_events(app.clock.now(), AT_ONCE).await?;
     let taken = events.len();
-    let mut trouble = Trouble::default();
+    let (mut trouble, mut rest_waits) = (Trouble::default(), false);
     let mut by_customer: BTreeMap<CustomerId, Vec<StoredEvent>> = BTreeMap::new();
     for event in events {
         let found = concerned(app, &event).await;
-        // Most are found without asking Stripe, which says nothing about it.
-        let stripe_fails = found.is_err() && trouble.is_stripes(&found);
+        // One that names its customer is found without asking Stripe, which says nothing about it.
+        let tells = found.is_err() || event.stripe_customer_id.is_none();
+        let stripe_fails = tells && trouble.is_stripes(&found);
         match found {
             Ok(Concerned::Customer(id)) => by_customer.entry(id).or_default().push(event),
             Ok(Concerned::Settled(outcome)) => {
@@ -50,7 +51,9 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
             }
         }
         if stripe_fails {
-            return Ok(the_rest_waits());
+            // What stands in the way of these need not stand in the way of tiers.
+            rest_waits = true;
+            break;
         }
     }
     // One fetch serves all of a customer's events: each of them only says that something changed.
@@ -67,6 +70,9 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
         if stripe_fails {
             return Ok(the_rest_waits());
         }
+    }
+    if rest_waits {
+        return Ok(the_rest_waits());
     }
     if let Err(error) = close_left(app).await {
         tracing::warn!(%error, "a Checkout page that nobody should pay on is not closed yet");

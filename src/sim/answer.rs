@@ -16,6 +16,8 @@ pub(super) struct Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Travels {
     Whole,
+    /// Another one comes in its place.
+    Changed,
     /// Its first byte comes this many milliseconds after the head.
     SlowlyMs(u64),
     /// Only its first half comes.

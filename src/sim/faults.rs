@@ -76,6 +76,8 @@ pub enum FaultKind {
     DropAfterEffect,
     /// The work was done, and the connection is closed in the middle of the answer.
     CutBody,
+    /// The work was done, and the answer is JSON of a shape that nobody knows.
+    OtherShape,
     /// The work was done; the answer's head comes at once, its body this many milliseconds later,
     /// by the simulator's clock.
     SlowBodyMs(u64),

@@ -80,6 +80,7 @@ fn respond(shared: &Arc<Shared>, answer: Answer) -> Response {
     }
     let body = match answer.travels {
         Travels::Whole => Body::from(answer.body),
+        Travels::Changed => Body::from(r#"{"object":"of another shape"}"#),
         Travels::Half => Body::new(TroubledBody::cut(answer.body)),
         Travels::SlowlyMs(delay_ms) => {
             let shared = shared.clone();
@@ -246,6 +247,7 @@ async fn answer(
     match fault {
         Some(FaultKind::DropAfterEffect) => None,
         Some(FaultKind::CutBody) => Some(Answer { travels: Travels::Half, ..answer }),
+        Some(FaultKind::OtherShape) => Some(Answer { travels: Travels::Changed, ..answer }),
         Some(FaultKind::SlowBodyMs(delay_ms)) => {
             Some(Answer { travels: Travels::SlowlyMs(delay_ms), ..answer })
         }

@@ -37,43 +37,52 @@ impl Store {
     }
 
     /// Customers whose tier the clock has overtaken: their Stripe period ended without a renewal
-    /// having been seen, or their time to pay did, and Stripe has not been asked since, or not
-    /// for `patience` after it. In order of id, after `after`, at most `limit`.
+    /// having been seen, or their time to pay did, and Stripe has not been asked since. About a
+    /// renewal it is asked again for `patience` after the end, if it was last before `again_before`.
+    /// In order of id, after `after`, at most `limit`.
     pub async fn overtaken_customers(
         &self,
         moment: Timestamp,
         patience: Duration,
+        again_before: Timestamp,
         after: &str,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(
             "SELECT customer_id FROM customers WHERE deleted_at_ms IS NULL AND customer_id > $3 AND ( \
-             stripe_end_ms IS NOT NULL AND stripe_end_ms <= $1 AND looked_at_ms < stripe_end_ms + $2 \
-             OR standing = 'grace' AND grace_ends_at_ms <= $1 AND looked_at_ms < grace_ends_at_ms) \
+             stripe_end_ms <= $1 AND (looked_at_ms < stripe_end_ms OR looked_at_ms > $1 \
+             OR looked_at_ms < stripe_end_ms + $2 AND looked_at_ms < $5) \
+             OR standing = 'grace' AND grace_ends_at_ms <= $1 \
+             AND (looked_at_ms < grace_ends_at_ms OR looked_at_ms > $1)) \
              ORDER BY customer_id LIMIT $4",
         )
         .bind(moment.ms())
         .bind(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX))
         .bind(after)
         .bind(limit)
+        .bind(again_before.ms())
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(|row| parse_id(row.try_get("customer_id")?)).collect()
     }
 
     /// Customers with a Stripe customer about whom Stripe was last asked before `moment`, the
-    /// longest ago first, at most `limit`.
+    /// longest ago first, at most `limit`. A note from beyond `now` is of a clock that was ahead,
+    /// and says nothing.
     pub async fn customers_to_sweep(
         &self,
         moment: Timestamp,
+        now: Timestamp,
         limit: i64,
     ) -> Result<Vec<CustomerId>> {
         let rows = sqlx::query(
             "SELECT customer_id FROM customers WHERE stripe_customer_id IS NOT NULL \
-             AND deleted_at_ms IS NULL AND looked_at_ms < $1 ORDER BY looked_at_ms, customer_id LIMIT $2",
+             AND deleted_at_ms IS NULL AND (looked_at_ms < $1 OR looked_at_ms > $3) \
+             ORDER BY looked_at_ms, customer_id LIMIT $2",
         )
         .bind(moment.ms())
         .bind(limit)
+        .bind(now.ms())
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(|row| parse_id(row.try_get("customer_id")?)).collect()

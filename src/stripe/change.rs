@@ -228,7 +228,7 @@ impl Stripe {
 
 fn money(minor: i64, invoice: &Invoice) -> Result<Money, StripeError> {
     let currency: Result<Currency, _> = invoice.currency.parse();
-    let currency = currency.map_err(|_| StripeError::unreachable("a preview has no currency"))?;
+    let currency = currency.map_err(|_| StripeError::unreadable("a preview has no currency"))?;
     Ok(Money { minor, currency })
 }
 

@@ -19,8 +19,10 @@ pub struct StripeError {
 /// What went wrong, by what can be done about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StripeErrorKind {
-    /// No answer, or none that can be read. Whether the call took effect is unknown.
+    /// No answer, or none of Stripe's. Whether the call took effect is unknown.
     Unreachable { reason: String },
+    /// A success of a shape that this build does not know. Asked again, it will be the same.
+    Unreadable { reason: String },
     /// 429. Stripe documents no Retry-After, but what is sent is honoured.
     RateLimited { retry_after: Option<Duration> },
     /// 401 or 403: the key is wrong, expired, or may not do this.
@@ -49,6 +51,10 @@ impl StripeError {
         Self { kind: StripeErrorKind::Unreachable { reason: reason.into() }, request_id: None }
     }
 
+    pub(super) fn unreadable(reason: impl Into<String>) -> Self {
+        Self { kind: StripeErrorKind::Unreadable { reason: reason.into() }, request_id: None }
+    }
+
     pub(super) fn unsendable(what: &'static str) -> Self {
         Self { kind: StripeErrorKind::Unsendable { what }, request_id: None }
     }
@@ -61,8 +67,23 @@ impl StripeError {
             | StripeErrorKind::Server { .. } => true,
             // A request with the same key is under way, or a step it depends on failed.
             StripeErrorKind::Refused { status, .. } => matches!(status, 409 | 424),
-            StripeErrorKind::Unauthorized { .. } | StripeErrorKind::Unsendable { .. } => false,
+            StripeErrorKind::Unreadable { .. }
+            | StripeErrorKind::Unauthorized { .. }
+            | StripeErrorKind::Unsendable { .. } => false,
         }
+    }
+
+    /// Whether Stripe cannot be asked about anything now, as far as one call can tell; else it is
+    /// what this call named, or did, that is at fault.
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self.kind,
+            StripeErrorKind::Unreachable { .. }
+                | StripeErrorKind::RateLimited { .. }
+                | StripeErrorKind::Server { .. }
+                // A key may lack the permission for one kind of object (403), and have others.
+                | StripeErrorKind::Unauthorized { status: 401, .. }
+        )
     }
 
     /// Whether Stripe says that what the call names does not exist.
@@ -101,7 +122,7 @@ impl StripeError {
 
 impl StripeClientErr for StripeError {
     fn deserialize_err(msg: impl fmt::Display) -> Self {
-        Self::unreachable(format!("the answer cannot be read: {msg}"))
+        Self::unreadable(msg.to_string())
     }
 }
 
@@ -109,6 +130,9 @@ impl fmt::Display for StripeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             StripeErrorKind::Unreachable { reason } => write!(f, "Stripe is unreachable: {reason}"),
+            StripeErrorKind::Unreadable { reason } => {
+                write!(f, "Stripe's answer cannot be read: {reason}")
+            }
             StripeErrorKind::RateLimited { .. } => write!(f, "Stripe limits our rate (429)"),
             StripeErrorKind::Unauthorized { status, message } => {
                 write!(f, "Stripe does not accept our key ({status}): {message}")
@@ -187,25 +211,26 @@ mod tests {
     fn every_status_has_its_kind_and_says_whether_to_come_back() {
         const JSON: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
         const HTML: &str = "<html>Bad gateway</html>";
-        for (status, body, kind, transient) in [
-            (302, "", "Unreachable", true),
-            (400, JSON, "Refused", false),
-            (400, HTML, "Unreachable", true),
-            (401, JSON, "Unauthorized", false),
-            (402, JSON, "Refused", false),
-            (403, HTML, "Unauthorized", false),
-            (404, JSON, "Refused", false),
-            (404, HTML, "Unreachable", true),
-            (409, JSON, "Refused", true),
-            (424, JSON, "Refused", true),
-            (429, HTML, "RateLimited", true),
-            (500, JSON, "Server", true),
-            (502, HTML, "Server", true),
+        for (status, body, kind, transient, outage) in [
+            (302, "", "Unreachable", true, true),
+            (400, JSON, "Refused", false, false),
+            (400, HTML, "Unreachable", true, true),
+            (401, JSON, "Unauthorized", false, true),
+            (402, JSON, "Refused", false, false),
+            (403, HTML, "Unauthorized", false, false),
+            (404, JSON, "Refused", false, false),
+            (404, HTML, "Unreachable", true, true),
+            (409, JSON, "Refused", true, false),
+            (424, JSON, "Refused", true, false),
+            (429, HTML, "RateLimited", true, true),
+            (500, JSON, "Server", true, true),
+            (502, HTML, "Server", true, true),
         ] {
             let error = StripeError::of(&reply(status, body));
             let name = format!("{:?}", error.kind);
             assert!(name.starts_with(kind), "{status}: {name}");
-            assert_eq!(error.is_transient(), transient, "{status}: {name}");
+            let told = (error.is_transient(), error.is_outage());
+            assert_eq!(told, (transient, outage), "{status}: {name}");
             assert_eq!(error.request_id.as_deref(), Some("req_1"));
         }
     }

@@ -100,6 +100,9 @@ fn judge(answer: Result<(), StripeError>) -> MeterOutcome {
         StripeErrorKind::Server { replayed: true, .. } => {
             MeterOutcome::KeySpent { reason: error.to_string() }
         }
+        // That of an answer nothing could be read is no reason to bill nothing: whether it was
+        // counted shows when it is sent again.
+        StripeErrorKind::Unreadable { .. } => MeterOutcome::Retry { reason: error.to_string() },
         _ if error.is_transient() => MeterOutcome::Retry { reason: error.to_string() },
         StripeErrorKind::Refused { status: 400, message, .. }
             if message.starts_with("An event already exists with identifier") =>

@@ -128,7 +128,7 @@ where
         has_more = page.has_more && !page.data.is_empty();
         all.extend(page.data);
     }
-    Err(StripeError::unreachable("a list of Stripe's does not end"))
+    Err(StripeError::unreadable("a list of Stripe's does not end"))
 }
 
 /// An id goes into the path as it is, so it must not be able to change the path. Stripe's own are

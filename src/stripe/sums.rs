@@ -183,7 +183,8 @@ mod tests {
             assert_eq!(read(&body).await, Ok(sum), "{number}");
         }
         assert_eq!(read(r#"{"data":[],"has_more":false}"#).await, Ok(Sum::Units(0)));
-        assert!(read(r#"{"data":[{}],"has_more":false}"#).await.unwrap_err().is_transient());
+        let odd = read(r#"{"data":[{}],"has_more":false}"#).await.unwrap_err();
+        assert_eq!((odd.is_transient(), odd.is_outage()), (false, false), "{odd}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use reqwest::header::{
 };
 use reqwest::{Method, Url};
 use secrecy::{ExposeSecret, SecretString};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use stripe_client_core::{
     CustomizedStripeRequest, IdempotencyKey, RequestBuilder, StripeClient, StripeClientErr as _,
     StripeMethod, VERSION,
@@ -256,6 +256,9 @@ impl StripeClient for Transport {
 fn settle(answer: Result<Reply, NoReply>) -> Result<Bytes, StripeError> {
     let reply = answer.map_err(|none| none.error)?;
     if (200..300).contains(&reply.status) {
+        // Not Stripe's words, but those of something in between that finds all in order.
+        serde_json::from_slice::<IgnoredAny>(&reply.body)
+            .map_err(|_| StripeError::unreachable("the answer is not JSON"))?;
         return Ok(reply.body.into());
     }
     Err(StripeError::of(&reply))
@@ -486,6 +489,15 @@ mod tests {
         let error = read(&fake).await.unwrap_err();
         assert!(error.to_string().contains("no answer in time"), "{error}");
         assert_eq!(fake.seen().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_success_that_is_not_json_is_not_stripes() {
+        let fake = FakeStripe::start([Turn::html(200), Turn::json(200, r#"{"a":1}"#)]).await;
+        assert!(read(&fake).await.unwrap_err().is_outage());
+        let odd: Result<String, _> =
+            fake.stripe().transport.read(RequestBuilder::new(StripeMethod::Get, "/thing")).await;
+        assert!(matches!(odd.unwrap_err().kind, StripeErrorKind::Unreadable { .. }));
     }
 
     #[tokio::test]

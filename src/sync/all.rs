@@ -82,7 +82,7 @@ impl SyncedPage {
         match done {
             // Deleted since it was listed.
             Err(SyncError::UnknownCustomer) => return Ok(()),
-            Err(SyncError::Store(error)) => return Err(error),
+            Err(SyncError::Store(error)) if error.is_outage() => return Err(error),
             Err(error) => {
                 self.failures.push(Failure { customer_id: id.clone(), error: error.to_string() });
             }

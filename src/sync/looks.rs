@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::missed::fetch_missed;
+use super::missed::{ASK_EVERY, fetch_missed};
 use super::{SyncError, Trouble, sync_tier};
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -108,7 +108,9 @@ async fn look_at_overtaken(app: &App, looks: &mut Looks) -> Result<(), StoreErro
     let mut after = String::new();
     // Through to the last: those that fail must not stand in the way of the others.
     loop {
-        let page = app.store.overtaken_customers(moment, LATE_FOR, &after, AT_ONCE).await?;
+        let again_before = moment.minus(ASK_EVERY);
+        let page = app.store.overtaken_customers(moment, LATE_FOR, again_before, &after, AT_ONCE);
+        let page = page.await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = last.to_string();
         for id in &page {
@@ -126,7 +128,7 @@ async fn sweep(app: &App, looks: &mut Looks) -> Result<bool, StoreError> {
     let swept_to = app.store.setting(SWEPT_TO).await?.and_then(|text| text.parse().ok());
     let share = share(app.store.count_tied_customers().await?, swept_to, now);
     let at_once = share.looks.min(AT_ONCE);
-    let ids = app.store.customers_to_sweep(now.minus(LOOK_EVERY), at_once).await?;
+    let ids = app.store.customers_to_sweep(now.minus(LOOK_EVERY), now, at_once).await?;
     for id in &ids {
         looks.at(app, id).await?;
         if looks.stopped {

@@ -22,8 +22,9 @@ const ON_ITS_WAY: Duration = Duration::from_secs(5 * 60);
 /// Where the list was read to its end before, this much is read again, because an event may be
 /// listed later than it was made.
 const OVERLAP: Duration = Duration::from_secs(3600);
-/// The list is asked for no oftener than this, however often someone looks.
-const ASK_EVERY: Duration = Duration::from_secs(50 * 60);
+/// Neither the list is asked for oftener than this, nor about anyone whose renewal is late, however
+/// often someone looks.
+pub(super) const ASK_EVERY: Duration = Duration::from_secs(50 * 60);
 /// How many pages of 100 events are read at a time. Once an hour that is at most 7,200 reads a
 /// month, and while all is well 720, of the 10,000 that Stripe allows at the least.
 const PAGES_AT_ONCE: usize = 10;
@@ -42,11 +43,23 @@ struct Reading {
     asked_at: Option<Timestamp>,
 }
 
+impl Reading {
+    /// Without what a clock noted that was ahead of this one.
+    fn as_seen_at(self, now: Timestamp) -> Self {
+        Self {
+            read_to: self.read_to.filter(|read_to| *read_to <= now),
+            under_way: self.under_way.filter(|(to, _)| *to <= now),
+            asked_at: self.asked_at.filter(|asked_at| *asked_at <= now),
+        }
+    }
+}
+
 /// Puts into the inbox what Stripe could not deliver since the last time; answers how many of it
 /// were not there.
 ///
 /// # Errors
-/// When Stripe or the database cannot answer. What was read until then is kept, and read again.
+/// When Stripe or the database cannot answer. What was read until then is kept, and the next time
+/// it goes on from there.
 pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
     let now = app.clock.now();
@@ -54,6 +67,7 @@ pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
     // Whatever cannot be read any more is a reason to begin again, not to stop.
     let reading: Reading =
         kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let reading = reading.as_seen_at(now);
     if reading.asked_at.is_some_and(|asked_at| now.since(asked_at) < ASK_EVERY) {
         return Ok(0);
     }
@@ -63,12 +77,16 @@ pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
         Some((to, after)) => (to, Some(after)),
         None => (now.minus(ON_ITS_WAY), None),
     };
-    let mut new = 0;
+    let (mut new, mut failed) = (0, None);
     for _ in 0..PAGES_AT_ONCE {
         let page = match stripe.undelivered_events(from, to, after.as_deref()).await {
             // The event to go on after is older than Stripe remembers, and so is all after it.
             Err(error) if after.is_some() && error.is_missing() => EventPage::default(),
-            page => page?,
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+            Ok(page) => page,
         };
         new += store(app, &page).await?;
         after = page.next;
@@ -79,6 +97,7 @@ pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
     let asked_at = Some(now);
     let reading = match after {
         Some(after) => Reading { under_way: Some((to, after)), asked_at, ..reading },
+        None if failed.is_some() => Reading { under_way: None, asked_at, ..reading },
         None => Reading { read_to: Some(to), under_way: None, asked_at },
     };
     let text = serde_json::to_string(&reading).expect("times and an id are plain JSON");
@@ -88,7 +107,7 @@ pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
         metrics::counter!("tollgate_webhooks_missed_total").increment(new as u64);
         app.nudges.inbox.notify_one();
     }
-    Ok(new)
+    failed.map_or(Ok(new), |error| Err(error.into()))
 }
 
 /// Stores a page's events; answers how many were not known.

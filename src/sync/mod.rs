@@ -91,8 +91,9 @@ pub enum SyncError {
     NoTier(#[from] NoTier),
     /// Not deleted, of which Stripe would tell: never there. The id or the key is of another
     /// account, which is no reason to take a plan away.
-    #[error("Stripe has no such customer as {stripe_customer_id}")]
-    NoSuchStripeCustomer { stripe_customer_id: String },
+    /// Its id may be a mail address, so it is not said.
+    #[error("Stripe has no such customer as this one is tied to")]
+    NoSuchStripeCustomer,
     #[error("Stripe did not answer as hoped: {0}")]
     Stripe(#[from] StripeError),
     #[error(transparent)]
@@ -113,14 +114,14 @@ impl SyncError {
             }
             Self::UnknownCustomer
             | Self::NoTier(_)
-            | Self::NoSuchStripeCustomer { .. }
+            | Self::NoSuchStripeCustomer
             | Self::Store(_) => false,
         }
     }
 }
 
-/// How often in a row Stripe itself has failed. Whoever works through many customers then leaves
-/// the rest for later, instead of waiting for a timeout with each.
+/// How often in a row Stripe itself has failed, and not only about one of its objects. Whoever works
+/// through many customers then leaves the rest for later, instead of waiting for a timeout with each.
 #[derive(Debug, Default)]
 pub struct Trouble(u32);
 
@@ -128,7 +129,7 @@ impl Trouble {
     /// Counts how a sync went; answers whether Stripe is not worth asking any more now.
     pub fn is_stripes<T>(&mut self, done: &Result<T, SyncError>) -> bool {
         self.0 = match done {
-            Err(error @ SyncError::Stripe(_)) if error.is_transient() => self.0 + 1,
+            Err(SyncError::Stripe(error)) if error.is_outage() => self.0 + 1,
             _ => 0,
         };
         self.0 >= GIVE_UP_AFTER
@@ -140,10 +141,10 @@ pub async fn sync_tier(app: &App, id: &CustomerId) -> Result<(), SyncError> {
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = retry_conflicts(app, id, Asker::Daemon, &lease).await;
+    lease.release(app).await?;
     if synced.is_ok() {
         app.store.note_look(id, began).await?;
     }
-    lease.release(app).await?;
     synced.map(|_| ())
 }
 
@@ -161,10 +162,10 @@ async fn sync_for(app: &App, id: &CustomerId, asker: Asker) -> Result<SyncReport
     let lease = Lease::take(app, id).await?;
     let began = app.clock.now();
     let synced = sync_all_of(app, id, asker, &lease).await;
+    lease.release(app).await?;
     if synced.is_ok() && asker.mode() == Mode::Apply {
         app.store.note_look(id, began).await?;
     }
-    lease.release(app).await?;
     synced
 }
 
@@ -375,9 +376,7 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
     let none = StripeState { subscriptions: Vec::new(), email: None, name: None };
     let Some(stripe_id) = &customer.stripe_customer_id else { return Ok(none) };
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
-    let Some(found) = stripe.customer(stripe_id).await? else {
-        return Err(SyncError::NoSuchStripeCustomer { stripe_customer_id: stripe_id.clone() });
-    };
+    let found = stripe.customer(stripe_id).await?.ok_or(SyncError::NoSuchStripeCustomer)?;
     if found.deleted {
         return Ok(none);
     }

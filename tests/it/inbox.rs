@@ -126,6 +126,38 @@ both_databases! {
         assert_eq!(world.tier("acme").await, "pro active");
     }
 
+    async fn what_cannot_be_read_waits_for_a_person_and_keeps_nobody_else_waiting(db: TestDb) {
+        let world = World::start(&db).await;
+        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        world.settle().await;
+        world.lose_webhooks();
+        for _ in 0..3 {
+            let (_, odd) = stranger_on_pro(&world, &[]).await;
+            world.sim.fail_next(&format!("/v1/subscriptions/{odd}"), 1, FaultKind::OtherShape);
+            let told = thin("customer.subscription.updated", &odd, "subscription");
+            world.deliver(&told).await.ok();
+        }
+        let progress = Job::ProcessInbox.step(world.app()).await.unwrap();
+        assert_eq!(progress.note, None, "Stripe is there");
+        let parked = world.list("/inbox?state=parked").await;
+        assert_eq!(parked.len(), 3);
+        assert!(parked[0]["detail"].as_str().unwrap().contains("cannot be read"), "{parked:?}");
+
+        // Nor does Stripe's being slow about one kind of object keep tiers waiting.
+        world.sim.fail_next("/v1/invoices", 3, FaultKind::RateLimited);
+        world.change_price_quietly(&subscription, "pro_monthly").await;
+        let paid = json!({"id": "in_9", "object": "invoice", "customer": stripe_id});
+        world.deliver(&event("evt_1", "invoice.paid", &paid)).await.ok();
+        for n in 0..3 {
+            let told = thin("invoice.paid", &format!("in_{n}"), "invoice");
+            world.deliver(&told).await.ok();
+        }
+        let progress = Job::ProcessInbox.step(world.app()).await.unwrap();
+        assert!(progress.note.unwrap().contains("the rest waits"));
+        assert_eq!((fate(&world, "evt_1").await, world.tier("acme").await),
+            ("applied -".to_owned(), "pro active".to_owned()));
+    }
+
     async fn a_customer_deleted_at_stripe_before_its_events_came_is_no_trouble(db: TestDb) {
         let world = World::start(&db).await;
         let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
@@ -242,6 +274,19 @@ both_databases! {
         assert_eq!(tick().await, (1, 1251));
     }
 
+    async fn a_clock_that_was_once_ahead_does_not_silence_the_list(db: TestDb) {
+        let world = World::start(&db).await;
+        let ahead = world.now().plus(30 * DAY);
+        let noted = json!({"read_to": ahead, "under_way": null, "asked_at": ahead}).to_string();
+        world.app().store.put_setting("missed_webhooks", &noted).await.unwrap();
+        Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(pages(&world), 1);
+        let (asked, noted) = (world.sim.requests(), world.app().store.setting("missed_webhooks").await);
+        let from = world.now().minus(30 * DAY).seconds();
+        assert!(asked.last().unwrap().query.contains(&from.to_string()), "from where nothing is known");
+        assert!(!noted.unwrap().unwrap().contains(&ahead.to_string()));
+    }
+
     async fn a_list_that_cannot_be_had_stops_neither_the_looks_nor_the_next_try(db: TestDb) {
         let world = World::start(&db).await;
         let (_, ended) = subscriber(&world, "ended", "pro_monthly").await;
@@ -253,6 +298,10 @@ both_databases! {
         let progress = Job::Reconcile.step(world.app()).await.unwrap();
         assert_eq!(progress.note.as_deref(), Some("undelivered webhooks could not be listed"));
         assert_eq!(world.tier("ended").await, "starter -", "found by looking");
+        let asked = pages(&world);
+        Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(pages(&world), asked, "Stripe was asked just now");
+        world.clock.advance(HOUR);
         let progress = Job::Reconcile.step(world.app()).await.unwrap();
         assert!(progress.note.unwrap().ends_with("missed webhooks found"));
     }

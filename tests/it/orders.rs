@@ -1,7 +1,7 @@
 //! A life of seven events, told in any order, some of it twice: it comes to one end.
 //!
-//! One in forty-one of the 5,040 orders is lived in every run of the tests. All of them, in about
-//! ten minutes: `EVENT_ORDERS=all scripts/test orders`.
+//! One in forty-one of the 5,040 orders is lived in every run of the tests. All of them:
+//! `EVENT_ORDERS=all scripts/test orders`.
 
 use std::collections::HashMap;
 

@@ -5,6 +5,7 @@ use tollgate::sim::FaultKind;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Finished, Machine};
+use crate::harness::sql::rows;
 use crate::harness::world::{API_KEY, STRIPE_KEY, World};
 
 /// Customers `c00`, `c01` and so on with a subscription to Starter, which has changed to Pro since
@@ -109,6 +110,23 @@ both_databases! {
         assert!(refused.stderr.contains("TOLLGATE_ADMIN_TOKEN"), "{refused:?}");
     }
 
+    async fn a_command_without_a_daemon_goes_by_the_plans_in_force_and_not_by_its_own_file(db: TestDb) {
+        let mut world = World::start(&db).await;
+        changed_unheard(&world, 1).await;
+        let machine = machine(&db, &world);
+        world.stop().await;
+        let versions = "SELECT version, source FROM plan_versions";
+        let before = rows(&db.url, versions).await;
+        let older = include_str!("../../plans.example.toml").replace("pro_monthly", "pro_old");
+        machine.write("plans.toml", &older);
+        for arguments in [&["sync", "c00", "--dry-run"][..], &["sync", "--all"]] {
+            let done = machine.run(arguments).await;
+            assert_eq!((done.code, lines(&done)[0].as_str()),
+                (Some(0), "c00 plan starter -> pro set"), "{done:?}");
+            assert_eq!(rows(&db.url, versions).await, before);
+        }
+    }
+
     async fn a_sync_of_everyone_goes_page_by_page_and_leaves_its_trail(db: TestDb) {
         let world = World::start(&db).await;
         changed_unheard(&world, 27).await;
@@ -122,6 +140,29 @@ both_databases! {
         world.admin("POST", "/sync").await.ok();
         assert_eq!(world.list("/audit").await.len(), 30, "one of the page, none of those who were right");
         assert_eq!(world.admin("POST", "/sync?after=zz").await.ok()["customers"], 0);
+    }
+
+    async fn three_in_a_row_whom_nobody_can_read_are_not_stripe_being_away(db: TestDb) {
+        let world = World::start(&db).await;
+        let stripe_ids = changed_unheard(&world, 5).await;
+        for odd in &stripe_ids[..3] {
+            world.sim.fail_next(&format!("/v1/customers/{odd}"), 1, FaultKind::OtherShape);
+        }
+        let page = world.admin("POST", "/sync").await.ok();
+        assert_eq!((&page["stopped"], &page["next"]), (&json!(false), &Value::Null), "{page}");
+        let failures = page["failures"].as_array().unwrap();
+        assert_eq!((failures.len(), &failures[2]["customer_id"]), (3, &json!("c02")));
+        assert_eq!(world.tier("c04").await, "pro active");
+    }
+
+    async fn a_row_that_cannot_be_read_is_one_customers_trouble(db: TestDb) {
+        let world = World::start(&db).await;
+        changed_unheard(&world, 3).await;
+        rows(&db.url, "UPDATE customers SET standing = 'odd' WHERE customer_id = 'c01'").await;
+        let page = world.admin("POST", "/sync").await.ok();
+        assert_eq!(page["failures"][0]["customer_id"], "c01", "{page}");
+        assert_eq!((&page["customers"], &page["next"]), (&json!(3), &Value::Null));
+        assert_eq!(world.tier("c02").await, "pro active");
     }
 
     async fn when_stripe_is_down_a_sync_of_everyone_stops_and_says_where(db: TestDb) {

@@ -97,7 +97,7 @@ async fn start_own(config: &Config) -> Result<(Running, SecretString), StartErro
         admin_token: Some(token.clone()),
         ..config.clone()
     };
-    let running = start(&config, Clock::system(), entropy, Drive::Steps).await?;
+    let running = start(&config, Clock::system(), entropy, Drive::Command).await?;
     Ok((running, token))
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::domain::decision::Reason;
 
@@ -160,7 +162,20 @@ fn a_price_that_is_not_in_the_plans_keeps_the_tier_and_is_told() {
 fn a_strange_price_does_not_keep_alive_a_subscription_that_has_ended() {
     let odd = subscription("sub_9", "active", "support_contract");
     let ended = subscription("sub_1", "canceled", "pro_monthly");
-    assert_eq!(next(&on_pro(), &[odd, ended]).plan_id, None);
+    let both = [odd, ended];
+    let over = next(&on_pro(), &both);
+    assert_eq!(over.plan_id, None);
+    assert_eq!(next(&over, &both), over, "asked again");
+}
+
+#[test]
+fn a_strange_price_that_came_after_the_plan_had_ended_is_told() {
+    let mut odd = subscription("sub_9", "active", "enterprise_monthly");
+    let mut ended = subscription("sub_1", "canceled", "pro_monthly");
+    ended.ended_at = Some(at("2026-11-17T12:00:00Z"));
+    odd.created_at = at("2026-11-17T12:00:01Z");
+    let over = next(&on_pro(), &[ended.clone()]);
+    assert!(tier_from_stripe(&catalog(), &over, &[ended, odd], now()).is_err());
 }
 
 #[test]
@@ -373,6 +388,74 @@ fn a_payment_that_came_ends_the_grace_and_the_next_failure_has_one_of_its_own() 
     let later = now().plus(20 * DAY);
     let again = tier_from_stripe(&catalog(), &paid, &past_due, later).unwrap();
     assert_eq!(again.standing, Standing::Grace { ends_at: later.plus(7 * DAY) });
+}
+
+#[test]
+fn an_end_that_is_ahead_of_our_clock_is_applied_once() {
+    let mut ended = subscription("sub_1", "canceled", "pro_monthly");
+    ended.ended_at = Some(now().plus(DAY));
+    let over = next(&on_pro(), &[ended.clone()]);
+    assert_eq!(over.cycle, Cycle::local(on_pro().cycle.series + 1, now().plus(DAY)));
+    for moment in [now().plus(DAY / 2), now().plus(2 * DAY)] {
+        assert_eq!(tier_from_stripe(&catalog(), &over, &[ended.clone()], moment).unwrap(), over);
+    }
+}
+
+/// A moment within forty days of `now()`, before or after it.
+fn around_now() -> impl Strategy<Value = Timestamp> {
+    let seconds = 40 * 86_400_i64;
+    (-seconds..seconds).prop_map(|offset_s| Timestamp::from_seconds(now().seconds() + offset_s))
+}
+
+/// Some subscription, whether or not Stripe would ever have such a one.
+fn any_subscription() -> impl Strategy<Value = Subscription> {
+    let status = proptest::sample::select(vec![
+        "trialing",
+        "active",
+        "past_due",
+        "unpaid",
+        "paused",
+        "canceled",
+        "incomplete",
+        "incomplete_expired",
+        "hibernating",
+    ]);
+    let price = proptest::sample::select(vec![
+        "starter_monthly",
+        "pro_monthly",
+        "team_monthly",
+        "support_contract",
+    ]);
+    let end = proptest::option::of(around_now());
+    (status, price, around_now(), end).prop_map(|(status, price, created_at, ended_at)| {
+        Subscription { created_at, ended_at, ..subscription("sub", status, price) }
+    })
+}
+
+/// Some tier: with or without one of four subscriptions, and with or without a debt.
+fn any_tier() -> impl Strategy<Value = Tier> {
+    let own = proptest::option::of(0..4_usize);
+    (own, around_now(), proptest::option::of(around_now())).prop_map(|(own, anchor, debt)| {
+        let giver = own.map(|n| subscription(&format!("sub_{n}"), "active", "pro_monthly"));
+        let tier = next(&stranger(), giver.as_slice());
+        Tier { cycle: Cycle { anchor, ..tier.cycle }, grace_ends_at: debt, ..tier }
+    })
+}
+
+proptest! {
+    #[test]
+    fn syncing_twice_is_syncing_once(
+        current in any_tier(),
+        mut subscriptions in proptest::collection::vec(any_subscription(), 0..4),
+    ) {
+        for (n, subscription) in subscriptions.iter_mut().enumerate() {
+            subscription.id = format!("sub_{n}");
+        }
+        if let Ok(once) = tier_from_stripe(&catalog(), &current, &subscriptions, now()) {
+            let twice = tier_from_stripe(&catalog(), &once, &subscriptions, now());
+            prop_assert_eq!(twice, Ok(once));
+        }
+    }
 }
 
 #[test]

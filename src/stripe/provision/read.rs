@@ -143,7 +143,7 @@ fn seen<T>(kind: Kind, found: Result<T>) -> std::result::Result<T, Unseen> {
 }
 
 fn unreadable(field: &str) -> StripeError {
-    StripeError::unreachable(format!("the answer's {field} cannot be read"))
+    StripeError::unreadable(format!("its {field}"))
 }
 
 pub(super) fn text(value: &Value) -> Option<String> {

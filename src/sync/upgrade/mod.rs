@@ -149,8 +149,8 @@ pub enum UpgradeError {
     NoTier(#[from] NoTier),
     #[error("the customer's Stripe customer was deleted; tie the customer to another one")]
     StripeCustomerDeleted,
-    #[error("Stripe has no such customer as {stripe_customer_id}")]
-    NoSuchStripeCustomer { stripe_customer_id: String },
+    #[error("Stripe has no such customer as this one is tied to")]
+    NoSuchStripeCustomer,
     #[error("another change of plan came in between; nothing was done")]
     Overtaken,
     #[error("Stripe did not answer as hoped: {0}")]
@@ -224,10 +224,7 @@ async fn survey<'c>(
     match stripe.customer(stripe_id).await? {
         Some(found) if found.deleted => return Err(UpgradeError::StripeCustomerDeleted),
         Some(_) => {}
-        None => {
-            let stripe_customer_id = stripe_id.clone();
-            return Err(UpgradeError::NoSuchStripeCustomer { stripe_customer_id });
-        }
+        None => return Err(UpgradeError::NoSuchStripeCustomer),
     }
     let subscriptions = stripe.subscriptions_of(stripe_id).await?;
     let tier = &survey.customer.tier;

@@ -4,6 +4,9 @@ use tollgate::store::inbox::{EventOutcome, StoredEvent};
 
 use super::*;
 
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
 fn parked() -> EventOutcome {
     EventOutcome::Parked { reason: "broken".to_owned() }
 }
@@ -129,14 +132,20 @@ both_databases! {
         make(&mut tx, "acme", Some("cus_1")).await;
         tx.update_customer(&customer()).await.unwrap();
         tx.commit().await.unwrap();
-        let overtaken = async |moment| store.overtaken_customers(moment, patience, "", 9).await.unwrap();
+        let overtaken = async |moment: Timestamp| {
+            let again_before = moment.minus(HOUR);
+            store.overtaken_customers(moment, patience, again_before, "", 9).await.unwrap()
+        };
         let end = november().end;
         assert_eq!(overtaken(end).await, [acme()]);
         assert_eq!(overtaken(end.minus(Duration::from_millis(1))).await, []);
-        assert_eq!(store.overtaken_customers(end, patience, "acme", 9).await.unwrap(), []);
+        assert_eq!(store.overtaken_customers(end, patience, end, "acme", 9).await.unwrap(), []);
         // Its renewal may be late; its time to pay is over for good.
         store.note_look(&acme(), end).await.unwrap();
-        assert_eq!(overtaken(end).await, [acme()]);
+        assert_eq!(overtaken(end.plus(HOUR)).await, [], "asked about just now");
+        assert_eq!(overtaken(end.plus(2 * HOUR)).await, [acme()]);
+        store.note_look(&acme(), end.plus(30 * DAY)).await.unwrap();
+        assert_eq!(overtaken(end).await, [acme()], "by a clock that was ahead");
         store.note_look(&acme(), end.plus(patience)).await.unwrap();
         assert_eq!(overtaken(end.plus(patience)).await, []);
         let mut tx = store.begin().await.unwrap();
@@ -146,6 +155,8 @@ both_databases! {
         tx.commit().await.unwrap();
         store.note_look(&acme(), end.minus(Duration::from_millis(1))).await.unwrap();
         assert_eq!(overtaken(end).await, [acme()]);
+        store.note_look(&acme(), end.plus(DAY)).await.unwrap();
+        assert_eq!(overtaken(end).await, [acme()], "by a clock that was ahead");
         store.note_look(&acme(), end).await.unwrap();
         assert_eq!(overtaken(end).await, []);
     }
@@ -161,10 +172,11 @@ both_databases! {
         let minute = Duration::from_secs(60);
         store.note_look(&"a".parse().unwrap(), now()).await.unwrap();
         store.note_look(&"b".parse().unwrap(), now().minus(minute)).await.unwrap();
-        let due = async |moment, limit| ids(store.customers_to_sweep(moment, limit).await.unwrap());
+        let due = async |moment, limit| ids(store.customers_to_sweep(moment, moment, limit).await.unwrap());
         assert_eq!(due(now().plus(minute), 9).await, ["c", "b", "a"]);
         assert_eq!(due(now().plus(minute), 2).await, ["c", "b"]);
         assert_eq!(due(now(), 9).await, ["c", "b"]);
+        assert_eq!(due(now().minus(minute), 9).await, ["c", "a"], "a's is of a clock that was ahead");
         assert_eq!(store.count_tied_customers().await.unwrap(), 3);
         assert_eq!(ids(store.tied_customers("a", 9).await.unwrap()), ["b", "c"]);
         assert_eq!(ids(store.tied_customers("", 1).await.unwrap()), ["a"]);
