@@ -45,7 +45,7 @@ struct Reading {
 
 impl Reading {
     /// Without what a clock noted that was ahead of this one.
-    fn as_seen_at(self, now: Timestamp) -> Self {
+    fn seen_at(self, now: Timestamp) -> Self {
         Self {
             read_to: self.read_to.filter(|read_to| *read_to <= now),
             under_way: self.under_way.filter(|(to, _)| *to <= now),
@@ -67,7 +67,7 @@ pub async fn fetch_missed(app: &App) -> Result<usize, SyncError> {
     // Whatever cannot be read any more is a reason to begin again, not to stop.
     let reading: Reading =
         kept.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let reading = reading.as_seen_at(now);
+    let reading = reading.seen_at(now);
     if reading.asked_at.is_some_and(|asked_at| now.since(asked_at) < ASK_EVERY) {
         return Ok(0);
     }
