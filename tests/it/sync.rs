@@ -331,7 +331,7 @@ both_databases! {
         world.change_price(&subscription, "gold_monthly").await;
         let parked = world.list("/inbox?customer_id=acme&state=parked").await;
         assert_eq!(parked.len(), 1, "found under its customer");
-        assert!(parked[0]["detail"].as_str().unwrap().contains("no price whose lookup key"));
+        assert!(parked[0]["detail"].as_str().unwrap().contains("no price of a plan"));
         assert_eq!(world.tier("acme").await, "pro active", "the last tier that was known");
         world.change_price(&other, "pro_monthly").await;
         assert_eq!(world.tier("beta").await, "pro active");
