@@ -107,7 +107,9 @@ both_databases! {
         let second = token_in(&read(&world, &url).await);
         assert_ne!(first, second);
         let (one, other) = tokio::join!(press(&world, &first), press(&world, &second));
-        assert_eq!((one.0, other.0), (303, 303));
+        // Who meets Stripe's lock on the subscription is asked to try again.
+        let statuses = [one.0, other.0];
+        assert!(statuses.contains(&303) && statuses.iter().all(|s| [303, 503].contains(s)), "{statuses:?}");
         let charges = charges(&world, &stripe_id).await;
         assert_eq!(charges.iter().filter(|(total, _)| *total != 0).count(), 1, "{charges:?}");
     }
