@@ -3,6 +3,7 @@
 mod account;
 mod doctor;
 mod keys;
+mod progress;
 mod prove;
 mod provision;
 mod push;

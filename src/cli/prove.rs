@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::progress;
 use super::start::{StartError, connect_stripe, open_store, read_plans};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -135,13 +136,7 @@ fn row(cells: &[&str; 6], remarks: &str) -> String {
 
 impl Told {
     fn new(json: bool) -> Self {
-        let style = ProgressStyle::with_template("{spinner} {human_pos} customers, {per_sec}");
-        // On a terminal only: elsewhere it draws nothing.
-        let bar = ProgressBar::new_spinner();
-        let bar = match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        };
+        let bar = progress::customers();
         Self {
             json,
             bar,

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::progress;
 use super::start::{StartError, open_store, read_plans};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
@@ -178,13 +179,7 @@ struct Told {
 
 impl Told {
     fn new(json: bool) -> Self {
-        let style = ProgressStyle::with_template("{spinner} {human_pos} customers, {per_sec}");
-        // On a terminal only: elsewhere it draws nothing.
-        let bar = ProgressBar::new_spinner();
-        let bar = match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        };
+        let bar = progress::customers();
         Self { json, bar, customers: 0, counters: 0, grants: 0, differences: 0, repaired: 0 }
     }
 

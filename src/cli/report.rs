@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::progress;
 use super::start::{StartError, open_store, read_plans_at};
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
@@ -238,14 +239,7 @@ impl Console {
     fn begin(&mut self, bytes: u64) {
         self.bytes = bytes;
         if io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template(
-                "{bar:30} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
-            );
-            let bar = ProgressBar::new(bytes);
-            self.bar = Some(match style {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            });
+            self.bar = Some(progress::bytes(bytes));
         }
     }
 

@@ -6,9 +6,10 @@ use std::io::IsTerminal as _;
 
 use anyhow::anyhow;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use super::progress;
 use super::start::StartError;
 use crate::config::Config;
 use crate::domain::ids::CustomerId;
@@ -99,13 +100,7 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn new(options: &'a Options) -> Self {
-        let style = ProgressStyle::with_template("{spinner} {human_pos} customers, {per_sec}");
-        // On a terminal only: elsewhere it draws nothing.
-        let bar = ProgressBar::new_spinner();
-        let bar = match style {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        };
+        let bar = progress::customers();
         Self { options, bar, customers: 0, reports: Vec::new(), failures: Vec::new() }
     }
 

@@ -15,14 +15,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A customer with a subscription; answers its ids at Stripe.
-async fn subscriber(world: &World, customer: &str, price: &str) -> (String, String) {
-    world.customer(customer).await;
-    let stripe_id = world.link(customer).await;
-    let subscription = world.subscribe(&stripe_id, price).await;
-    (stripe_id, subscription)
-}
-
 /// A Stripe customer on Pro of whom nobody here has heard.
 async fn stranger_on_pro(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
     let stripe_id = world.stripe_customer(metadata).await;
@@ -128,7 +120,7 @@ both_databases! {
 
     async fn what_cannot_be_read_waits_for_a_person_and_keeps_nobody_else_waiting(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.settle().await;
         world.lose_webhooks();
         for _ in 0..3 {
@@ -160,7 +152,7 @@ both_databases! {
 
     async fn a_customer_deleted_at_stripe_before_its_events_came_is_no_trouble(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "pro_monthly").await;
         world.lose_webhooks();
         let (unknown, _) = stranger_on_pro(&world, &[]).await;
         for gone in [&stripe_id, &unknown] {
@@ -197,7 +189,7 @@ both_databases! {
 
     async fn a_replay_of_what_was_applied_doubles_nothing(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.change_price(&subscription, "pro_monthly").await;
         let tables = ["customers", "usage_counters", "notices", "meter_events"];
         let before = world.rows(&tables).await;
@@ -226,7 +218,7 @@ both_databases! {
 both_databases! {
     async fn what_stripe_could_not_deliver_in_four_days_is_fetched_at_the_next_tick(db: TestDb) {
         let mut world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.settle().await;
         world.stop().await;
         world.change_price_quietly(&subscription, "pro_monthly").await;
@@ -289,7 +281,7 @@ both_databases! {
 
     async fn a_list_that_cannot_be_had_stops_neither_the_looks_nor_the_next_try(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, ended) = subscriber(&world, "ended", "pro_monthly").await;
+        let (_, ended) = world.subscriber("ended", "pro_monthly").await;
         world.lose_webhooks();
         let path = format!("/v1/subscriptions/{ended}");
         world.stripe("POST", &path, &[("cancel_at_period_end", "true")]).await;
@@ -346,7 +338,7 @@ both_databases! {
         let world = World::start(&db).await;
         let mut subscriptions = Vec::new();
         for n in 0..4 {
-            subscriptions.push(subscriber(&world, &format!("c{n}"), "starter_monthly").await.1);
+            subscriptions.push(world.subscriber(&format!("c{n}"), "starter_monthly").await.1);
             world.clock.advance(MINUTE);
         }
         world.customer("local").await;
@@ -367,7 +359,7 @@ both_databases! {
         let world = World::start(&db).await;
         let mut subscriptions = Vec::new();
         for n in 0..3 {
-            subscriptions.push(subscriber(&world, &format!("c{n}"), "starter_monthly").await);
+            subscriptions.push(world.subscriber(&format!("c{n}"), "starter_monthly").await);
             world.clock.advance(MINUTE);
         }
         forget_our_endpoint(&world).await;
@@ -383,7 +375,7 @@ both_databases! {
     async fn when_stripe_is_down_the_sweep_waits_and_forgets_nobody(db: TestDb) {
         let world = World::start(&db).await;
         for n in 0..6 {
-            let (_, subscription) = subscriber(&world, &format!("c{n}"), "starter_monthly").await;
+            let (_, subscription) = world.subscriber(&format!("c{n}"), "starter_monthly").await;
             world.lose_webhooks();
             world.change_price_quietly(&subscription, "pro_monthly").await;
             world.sim.change_faults(|faults| faults.drop_webhooks = false);

@@ -24,11 +24,6 @@ async fn start(db: &TestDb) -> World {
     World::with_plans_at(db, PLANS, START).await
 }
 
-async fn linked(world: &World, customer: &str) -> String {
-    world.customer(customer).await;
-    world.link(customer).await
-}
-
 async fn prove(db: &TestDb, world: &World, options: &[&str]) -> Finished {
     let mut machine = Machine::on(db);
     let plans = std::fs::read_to_string(world.plans_file()).unwrap();
@@ -51,29 +46,17 @@ async fn lines(db: &TestDb, world: &World) -> Vec<String> {
     told["lines"].as_array().unwrap().iter().map(word).collect()
 }
 
-/// Usage that somebody else reports to Stripe, at this moment.
-async fn report_by_hand(world: &World, stripe_id: &str, units: &str) {
-    let now = world.now().seconds().to_string();
-    let form = [
-        ("event_name", "ai_runs"),
-        ("payload[stripe_customer_id]", stripe_id),
-        ("payload[value]", units),
-        ("timestamp", now.as_str()),
-    ];
-    world.stripe("POST", METER_EVENTS, &form).await;
-}
-
 both_databases! {
     async fn a_unit_too_few_and_one_too_many_are_both_found(db: TestDb) {
         let world = start(&db).await;
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
-        linked(&world, "initech").await;
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
+        world.linked("initech").await;
         for (customer, units) in [("acme", 5), ("globex", 6), ("initech", 7)] {
             world.runs(customer, units).await;
         }
         world.advance(HOUR).await;
-        report_by_hand(&world, &acme, "-1").await;
-        report_by_hand(&world, &globex, "1").await;
+        world.report_by_hand(&acme, "-1").await;
+        world.report_by_hand(&globex, "1").await;
         world.advance_to(AUGUST_IS_OVER).await;
         assert_eq!(lines(&db, &world).await, [
             "acme ai_runs 5 4 -1", "globex ai_runs 6 7 1", "initech ai_runs 7 7 0",
@@ -96,7 +79,7 @@ both_databases! {
 
     async fn a_meter_event_that_was_lost_is_missed(db: TestDb) {
         let world = start(&db).await;
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         world.runs("acme", 5).await;
         world.advance(HOUR).await;
         world.runs("acme", 2).await;
@@ -111,7 +94,7 @@ both_databases! {
 
     async fn parked_usage_differs_and_says_why(db: TestDb) {
         let world = start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
         world.runs("acme", 5).await;
         world.stripe("DELETE", &format!("/v1/customers/{acme}"), &[]).await;
@@ -132,7 +115,7 @@ both_databases! {
             .replace("limits.ai_runs = { granted = 200,", limits);
         let world = World::with_plans_at(&db, &plans, START).await;
         world.customer("local").await;
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         let track = async |customer: &str, feature: &str, value: i64| {
             let body = json!({"customer_id": customer, "feature_id": feature, "value": value});
             world.call("POST", "/v1/track", &body).await.ok();
@@ -154,7 +137,7 @@ both_databases! {
         let sum = ("default_aggregation[formula]", "sum");
         let meter = [("display_name", "p"), ("event_name", "runs_2"), sum];
         world.stripe("POST", "/v1/billing/meters", &meter).await;
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         world.runs("acme", 5).await;
         let plans = PLANS.replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"runs_2\"");
         std::fs::write(world.plans_file(), plans).unwrap();
@@ -167,7 +150,7 @@ both_databases! {
 
     async fn periods_that_begin_within_a_minute_and_within_another_are_told_apart(db: TestDb) {
         let world = start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 1).await;
         world.clock.advance(Duration::from_secs(150)).unwrap();
         // A first subscription, at half past a minute, begins a series of its own.
@@ -206,7 +189,7 @@ both_databases! {
 
     async fn without_a_key_or_with_a_wrong_one_nothing_is_proven(db: TestDb) {
         let world = start(&db).await;
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         world.runs("acme", 5).await;
         world.advance_to(AUGUST_IS_OVER).await;
         let mut machine = Machine::on(&db);
@@ -256,7 +239,7 @@ both_databases! {
         let throw = |sides: usize| usize::from(dice.secret()[0]) % sides;
         let mut stripe_ids = Vec::new();
         for n in 0..4 {
-            stripe_ids.push(linked(&world, &format!("c{n}")).await);
+            stripe_ids.push(world.linked(&format!("c{n}")).await);
             world.subscribe(&stripe_ids[n], "pro_monthly").await;
         }
         for round in 0..50 {

@@ -20,12 +20,6 @@ const METER_EVENTS: &str = "/v1/billing/meter_events";
 
 // --- What the stories are told in --------------------------------------------------------------
 
-/// A customer on the default plan who is tied to Stripe; answers its Stripe id.
-async fn linked(world: &World, customer: &str) -> String {
-    world.customer(customer).await;
-    world.link(customer).await
-}
-
 /// A customer's outbox, oldest first, each row as `state units`.
 async fn outbox(world: &World, customer: &str) -> Vec<String> {
     let mut rows = world.list(&format!("/outbox?customer_id={customer}")).await;
@@ -46,18 +40,6 @@ async fn identifier(world: &World, customer: &str, state: &str) -> String {
     let found = world.list(&format!("/outbox?customer_id={customer}&state={state}")).await;
     assert_eq!(found.len(), 1, "{found:?}");
     found[0]["identifier"].as_str().unwrap().to_owned()
-}
-
-/// Usage that somebody else reports to Stripe, at this moment.
-async fn report_by_hand(world: &World, stripe_id: &str, units: &str) {
-    let now = world.now().seconds().to_string();
-    let form = [
-        ("event_name", "ai_runs"),
-        ("payload[stripe_customer_id]", stripe_id),
-        ("payload[value]", units),
-        ("timestamp", now.as_str()),
-    ];
-    world.stripe("POST", METER_EVENTS, &form).await;
 }
 
 /// How often Stripe's sums were asked for.
@@ -81,6 +63,16 @@ async fn meter(world: &World) -> String {
     format!("/v1/billing/meters/{}", meters["data"][0]["id"].as_str().unwrap())
 }
 
+/// Runs whose usage Stripe has refused, for a reason that is gone.
+async fn refused_at_once(world: &World, customer: &str, runs: i64) {
+    let meter = meter(world).await;
+    world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
+    world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
+    world.runs(customer, runs).await;
+    world.advance(5 * MINUTE).await;
+    world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+}
+
 async fn replay(world: &World, identifier: &str) -> (u16, String) {
     let reply = world.admin("POST", &format!("/outbox/{identifier}/replay")).await;
     let outcome = reply.body["outcome"].as_str().map(str::to_owned);
@@ -92,7 +84,7 @@ async fn replay(world: &World, identifier: &str) -> (u16, String) {
 both_databases! {
     async fn after_a_day_in_doubt_stripes_sum_says_what_is_sent_anew(db: TestDb) {
         let world = World::start(&db).await;
-        let (had, lacks) = (linked(&world, "had").await, linked(&world, "lacks").await);
+        let (had, lacks) = (world.linked("had").await, world.linked("lacks").await);
         world.runs("had", 7).await;
         world.sim.fail_next(METER_EVENTS, 1, FaultKind::DropAfterEffect);
         world.advance(5 * MINUTE).await;
@@ -116,9 +108,9 @@ both_databases! {
 
     async fn a_sum_that_fits_neither_is_left_to_someone(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
-        report_by_hand(&world, &acme, "3").await;
+        world.report_by_hand(&acme, "3").await;
         a_day_of_silence(&world).await;
         world.advance(HOUR).await;
         assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
@@ -135,7 +127,7 @@ both_databases! {
     async fn what_lies_in_the_same_minute_and_is_on_its_way_makes_it_wait(db: TestDb) {
         let plans = include_str!("../../plans.example.toml").replace("\"5m\"", "\"10s\"");
         let world = World::with_plans(&db, &plans).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.sim.fail_next(METER_EVENTS, 1, FaultKind::DropAfterEffect);
         world.advance(10 * SECOND).await;
@@ -151,10 +143,10 @@ both_databases! {
 
     async fn what_stripe_takes_no_more_is_settled_for_good_whatever_its_sum(db: TestDb) {
         let world = World::start(&db).await;
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         for (customer, stripe_id, foreign) in [("acme", acme, "3"), ("globex", globex, "9")] {
             world.runs(customer, 7).await;
-            report_by_hand(&world, &stripe_id, foreign).await;
+            world.report_by_hand(&stripe_id, foreign).await;
         }
         a_day_of_silence(&world).await;
         world.clock.advance(70 * DAY).unwrap();
@@ -172,7 +164,7 @@ both_databases! {
 
     async fn a_sum_that_lags_is_not_believed_too_soon(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.sim.change_faults(|faults| faults.summary_lag_seconds = 25 * 60);
         world.runs("acme", 7).await;
         world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropBeforeEffect);
@@ -196,7 +188,7 @@ both_databases! {
 both_databases! {
     async fn what_a_restored_backup_has_not_sent_is_asked_about_before_it_is_sent(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.advance(5 * MINUTE).await;
         world.advance(26 * HOUR).await;
@@ -212,7 +204,7 @@ both_databases! {
 
     async fn what_could_not_be_sent_for_a_day_is_sent_once_its_sum_was_read(db: TestDb) {
         let mut world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
         world.advance(5 * MINUTE).await;
@@ -231,9 +223,9 @@ both_databases! {
 both_databases! {
     async fn of_whom_stripe_has_more_nothing_is_sent_until_someone_has_looked(db: TestDb) {
         let world = World::start(&db).await;
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         world.runs("acme", 5).await;
-        report_by_hand(&world, &acme, "1").await;
+        world.report_by_hand(&acme, "1").await;
         world.advance_to("2026-12-01T03:00:00Z").await;
         world.runs("acme", 4).await;
         world.runs("globex", 4).await;
@@ -261,9 +253,9 @@ both_databases! {
 
     async fn a_surplus_is_not_hidden_by_what_waits_to_be_sent(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 5).await;
-        report_by_hand(&world, &acme, "1").await;
+        world.report_by_hand(&acme, "1").await;
         world.advance(HOUR).await;
         world.admin("POST", "/customers/acme/sync").await.ok();
         world.runs("acme", 4).await;
@@ -272,7 +264,7 @@ both_databases! {
         world.admin("POST", "/customers/acme/sync").await.ok();
         world.settle().await;
         assert_eq!(world.billed(&acme), "6", "Stripe still has one more than was sent");
-        report_by_hand(&world, &acme, "-1").await;
+        world.report_by_hand(&acme, "-1").await;
         world.admin("POST", "/customers/acme/sync").await.ok();
         world.settle().await;
         assert_eq!(world.billed(&acme), "9");
@@ -280,14 +272,9 @@ both_databases! {
 
     async fn foreign_usage_does_not_prove_what_was_never_sent(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
-        let meter = meter(&world).await;
-        world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
-        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
-        world.runs("acme", 5).await;
-        world.advance(5 * MINUTE).await;
-        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
-        report_by_hand(&world, &acme, "5").await;
+        let acme = world.linked("acme").await;
+        refused_at_once(&world, "acme", 5).await;
+        world.report_by_hand(&acme, "5").await;
         world.advance_to("2026-12-01T03:00:00Z").await;
         assert_eq!(proven(&db.url).await, 0);
         let refused = replay(&world, &identifier(&world, "acme", "parked").await).await;
@@ -296,9 +283,9 @@ both_databases! {
 
     async fn usage_that_stripe_has_no_meter_for_keeps_nobody_frozen(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 5).await;
-        report_by_hand(&world, &acme, "1").await;
+        world.report_by_hand(&acme, "1").await;
         world.advance(HOUR).await;
         world.admin("POST", "/customers/acme/sync").await.ok();
         let plans = include_str!("../../plans.example.toml")
@@ -308,7 +295,7 @@ both_databases! {
         world.runs("acme", 2).await;
         world.advance(10 * MINUTE).await;
         assert_eq!(outbox(&world, "acme").await, ["delivered 5", "parked 2"]);
-        report_by_hand(&world, &acme, "-1").await;
+        world.report_by_hand(&acme, "-1").await;
         world.admin("POST", "/customers/acme/sync").await.ok();
         assert_eq!(rows(&db.url, "SELECT reason FROM sending_freezes").await, [""; 0]);
     }
@@ -316,7 +303,7 @@ both_databases! {
     async fn an_unanswered_send_of_the_next_period_freezes_nobody(db: TestDb) {
         let world = World::start(&db).await;
         world.clock.advance(150 * SECOND).unwrap();
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.subscribe(&acme, "pro_monthly").await;
         world.runs("acme", 4).await;
         // The next period begins within a minute that is read with this one.
@@ -332,7 +319,7 @@ both_databases! {
 
     async fn a_period_that_is_proven_is_not_asked_about_again(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.customer("local").await;
         world.runs("acme", 5).await;
         world.runs("local", 5).await;
@@ -350,10 +337,10 @@ both_databases! {
 
     async fn a_unit_that_stripe_lacks_is_told_once_a_day_and_freezes_nobody(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 5).await;
         world.advance(5 * MINUTE).await;
-        report_by_hand(&world, &acme, "-1").await;
+        world.report_by_hand(&acme, "-1").await;
         world.clock.advance(30 * DAY).unwrap();
         let told = Job::Reconcile.step(world.app()).await.unwrap();
         assert_eq!(told.note.as_deref(), Some("1 sums of usage need someone to look"));
@@ -377,7 +364,7 @@ both_databases! {
     async fn what_stripe_rejects_after_receiving_it_is_parked_and_replayed_once_mended(db: TestDb) {
         let world = World::start(&db).await;
         listen(&world);
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         let meter = meter(&world).await;
         world.runs("acme", 7).await;
         world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
@@ -413,7 +400,7 @@ both_databases! {
         let world = World::start(&db).await;
         listen(&world);
         world.sim.change_faults(|faults| faults.error_reports_without_samples = true);
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         let meter = meter(&world).await;
         world.runs("globex", 2).await;
         world.advance(5 * MINUTE).await;
@@ -439,7 +426,7 @@ both_databases! {
         let world = World::with_plans(&db, &plans).await;
         listen(&world);
         world.sim.change_faults(|faults| faults.error_reports_without_samples = true);
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         let meter = meter(&world).await;
         for _ in 0..4 {
             world.runs("globex", 2).await;
@@ -464,7 +451,7 @@ both_databases! {
             .replace("stripe_meter = \"ai_runs\"", "stripe_meter = \"no_such_meter\"");
         let world = World::with_plans(&db, &plans).await;
         listen(&world);
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         for samples in [true, false] {
             world.sim.change_faults(|faults| faults.error_reports_without_samples = !samples);
             world.runs("acme", 7).await;
@@ -480,7 +467,7 @@ both_databases! {
     async fn a_report_that_cannot_be_fetched_now_waits_and_a_stripe_key_may_be_missing(db: TestDb) {
         let world = World::start(&db).await;
         listen(&world);
-        linked(&world, "acme").await;
+        world.linked("acme").await;
         let meter = meter(&world).await;
         world.runs("acme", 7).await;
         world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
@@ -498,7 +485,7 @@ both_databases! {
 both_databases! {
     async fn a_replay_never_counts_anything_twice(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.advance(5 * MINUTE).await;
         let row = identifier(&world, "acme", "delivered").await;
@@ -516,13 +503,8 @@ both_databases! {
 
     async fn what_was_never_taken_is_put_back_as_it_is(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
-        let meter = meter(&world).await;
-        world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
-        world.stripe("POST", &format!("{meter}/deactivate"), &[]).await;
-        world.runs("acme", 7).await;
-        world.advance(5 * MINUTE).await;
-        world.stripe("POST", &format!("{meter}/reactivate"), &[]).await;
+        let acme = world.linked("acme").await;
+        refused_at_once(&world, "acme", 7).await;
         let row = identifier(&world, "acme", "parked").await;
         for _ in 0..2 {
             assert_eq!(replay(&world, &row).await, (200, "waits".to_owned()));
@@ -534,7 +516,7 @@ both_databases! {
 
     async fn what_stripe_takes_no_more_is_told_of_in_time_and_not_replayed(db: TestDb) {
         let mut world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
         world.advance(29 * DAY).await;
@@ -593,8 +575,8 @@ async fn backlog(world: &World, customer: &str, stripe_id: &str, count: i64) {
 both_databases! {
     async fn a_customer_that_cannot_be_sent_costs_the_others_one_send(db: TestDb) {
         let world = World::start(&db).await;
-        let sick = linked(&world, "sick").await;
-        let fine = [linked(&world, "fine-0").await, linked(&world, "fine-1").await];
+        let sick = world.linked("sick").await;
+        let fine = [world.linked("fine-0").await, world.linked("fine-1").await];
         backlog(&world, "sick", &sick, 450).await;
         world.clock.advance(SECOND).unwrap();
         for (n, stripe_id) in fine.iter().enumerate() {
@@ -612,7 +594,7 @@ both_databases! {
 
     async fn a_customer_whose_sums_cannot_be_read_stops_no_other(db: TestDb) {
         let world = World::start(&db).await;
-        let (gone, fine) = (linked(&world, "a-gone").await, linked(&world, "fine").await);
+        let (gone, fine) = (world.linked("a-gone").await, world.linked("fine").await);
         world.runs("a-gone", 2).await;
         world.runs("fine", 3).await;
         a_day_of_silence(&world).await;
@@ -628,7 +610,7 @@ both_databases! {
         let world = World::start(&db).await;
         let customers = ["a", "b", "c", "d", "e"];
         for customer in customers {
-            linked(&world, customer).await;
+            world.linked(customer).await;
             world.runs(customer, 2).await;
         }
         world.advance(5 * MINUTE).await;
@@ -657,7 +639,7 @@ both_databases! {
 both_databases! {
     async fn a_sync_compares_sums_and_settles_what_is_in_doubt(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         a_day_of_silence(&world).await;
         // Parked a moment ago: before half an hour has passed no sum is believed.
@@ -670,7 +652,7 @@ both_databases! {
         assert_eq!(world.admin("POST", "/customers/acme/sync").await.ok()["differences"], json!([]));
 
         world.advance(HOUR).await;
-        report_by_hand(&world, &acme, "-1").await;
+        world.report_by_hand(&acme, "-1").await;
         for path in ["/customers/acme/sync?dry_run=true", "/customers/acme/sync"] {
             let found = world.admin("POST", path).await.ok();
             let told = &found["differences"][0];

@@ -13,25 +13,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// What `stripe push` writes on a price before another takes its lookup key.
 const MARKED: [(&str, &str); 1] = [("metadata[tollgate_plan_id]", "pro")];
 
-/// A customer with a subscription; answers its ids at Stripe.
-async fn subscriber(world: &World, customer: &str, price: &str) -> (String, String) {
-    world.customer(customer).await;
-    let stripe_id = world.link(customer).await;
-    let subscription = world.subscribe(&stripe_id, price).await;
-    (stripe_id, subscription)
-}
-
-async fn change(world: &World, subscription: &str, form: &[(&str, &str)]) {
-    world.stripe("POST", &format!("/v1/subscriptions/{subscription}"), form).await;
-    world.settle().await;
-}
-
-/// Whether a run is allowed now and why, uncounted: `true within_limit`.
-async fn gate(world: &World, customer: &str) -> String {
-    let answer = world.check(customer).await;
-    format!("{} {}", answer["allowed"], answer["reason"].as_str().unwrap())
-}
-
 async fn shown(world: &World, customer: &str, field: &str) -> Value {
     world.shown(customer).await["subscription"][field].clone()
 }
@@ -39,10 +20,10 @@ async fn shown(world: &World, customer: &str, field: &str) -> Value {
 both_databases! {
     async fn support_sees_when_a_subscription_is_to_end(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         assert_eq!(shown(&world, "acme", "cancels_at").await, Value::Null);
         world.lose_webhooks();
-        change(&world, &subscription, &[("cancel_at_period_end", "true")]).await;
+        world.change_subscription(&subscription, &[("cancel_at_period_end", "true")]).await;
         let dry = world.sync_dry("acme").await;
         let planned = json!([{
             "what": "planned end", "local": null, "stripe": "2026-12-01T09:00:00Z", "action": "set",
@@ -50,18 +31,18 @@ both_databases! {
         assert_eq!(dry["differences"], planned);
         world.sync("acme").await.ok();
         assert_eq!(shown(&world, "acme", "cancels_at").await, "2026-12-01T09:00:00Z");
-        assert_eq!(gate(&world, "acme").await, "true within_limit");
-        change(&world, &subscription, &[("cancel_at_period_end", "false")]).await;
+        assert_eq!(world.gate("acme").await, "true within_limit");
+        world.change_subscription(&subscription, &[("cancel_at_period_end", "false")]).await;
         world.sync("acme").await.ok();
         assert_eq!(shown(&world, "acme", "cancels_at").await, Value::Null);
-        change(&world, &subscription, &[("cancel_at", "1794000000")]).await;
+        world.change_subscription(&subscription, &[("cancel_at", "1794000000")]).await;
         world.sync("acme").await.ok();
         assert_eq!(shown(&world, "acme", "cancels_at").await, "2026-11-06T21:20:00Z");
     }
 
     async fn who_is_on_a_price_that_was_replaced_stays_on_its_plan(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         let old = world.price("pro_monthly").await;
         let price = world.stripe("POST", &format!("/v1/prices/{old}"), &MARKED).await;
         let new = [
@@ -73,7 +54,7 @@ both_databases! {
             ("transfer_lookup_key", "true"),
         ];
         assert_ne!(world.stripe("POST", "/v1/prices", &new).await["id"], old.as_str());
-        change(&world, &subscription, &[("metadata[seen]", "1")]).await;
+        world.change_subscription(&subscription, &[("metadata[seen]", "1")]).await;
         assert_eq!(world.tier("acme").await, "pro active");
         assert_eq!(world.list("/inbox?state=parked").await, [Value::Null; 0]);
         assert_eq!(world.sync("acme").await.ok()["differences"], json!([]));
@@ -83,17 +64,17 @@ both_databases! {
         let plans = include_str!("../../plans.example.toml");
         let deny = plans.replace("pause_collection = \"allow\"", "pause_collection = \"deny\"");
         let world = World::with_plans(&db, &deny).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
-        change(&world, &subscription, &[("pause_collection[behavior]", "void")]).await;
-        assert_eq!(gate(&world, "acme").await, "false paused");
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
+        world.change_subscription(&subscription, &[("pause_collection[behavior]", "void")]).await;
+        assert_eq!(world.gate("acme").await, "false paused");
         assert_eq!(shown(&world, "acme", "collection_paused").await, true);
         assert_eq!(world.tier("acme").await, "pro active", "its status stays");
         // The file is changed: whoever is looked at next is held to the new policy.
         std::fs::write(world.plans_file(), plans).unwrap();
         world.run_job(Job::ReloadPlans).await;
         world.sync("acme").await.ok();
-        assert_eq!(gate(&world, "acme").await, "true within_limit");
-        change(&world, &subscription, &[("pause_collection", "")]).await;
+        assert_eq!(world.gate("acme").await, "true within_limit");
+        world.change_subscription(&subscription, &[("pause_collection", "")]).await;
         assert_eq!(shown(&world, "acme", "collection_paused").await, false);
     }
 
@@ -121,7 +102,7 @@ both_databases! {
 
     async fn a_second_live_subscription_is_told_until_it_is_over(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, first) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, first) = world.subscriber("acme", "starter_monthly").await;
         let report = world.sync("acme").await.ok();
         assert_eq!(report["alerts"], json!([]));
         let second = world.subscribe(&stripe_id, "pro_monthly").await;
@@ -143,11 +124,11 @@ both_databases! {
 
     async fn once_its_grace_is_over_a_higher_plan_gives_way_to_one_that_is_paid(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "starter_monthly").await;
         let second = world.subscribe(&stripe_id, "pro_monthly").await;
         world.sim.set_subscription_status(&second, "past_due").unwrap();
         world.settle().await;
-        assert_eq!((gate(&world, "acme").await.as_str(), world.tier("acme").await.as_str()),
+        assert_eq!((world.gate("acme").await.as_str(), world.tier("acme").await.as_str()),
             ("true within_limit", "pro past_due"));
         for _ in 0..7 {
             world.clock.advance(DAY - HOUR);
@@ -155,9 +136,9 @@ both_databases! {
             assert_eq!(world.tier("acme").await, "pro past_due");
             world.clock.advance(HOUR);
         }
-        assert_eq!(gate(&world, "acme").await, "false past_due");
+        assert_eq!(world.gate("acme").await, "false past_due");
         world.run_job(Job::Reconcile).await;
-        assert_eq!((gate(&world, "acme").await.as_str(), world.tier("acme").await.as_str()),
+        assert_eq!((world.gate("acme").await.as_str(), world.tier("acme").await.as_str()),
             ("true within_limit", "starter active"));
         world.sim.set_subscription_status(&second, "active").unwrap();
         world.settle().await;

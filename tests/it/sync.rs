@@ -14,20 +14,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A customer with a subscription; answers its ids at Stripe.
-async fn subscriber(world: &World, customer: &str, price: &str) -> (String, String) {
-    world.customer(customer).await;
-    let stripe_id = world.link(customer).await;
-    let subscription = world.subscribe(&stripe_id, price).await;
-    (stripe_id, subscription)
-}
-
-/// Changes a subscription at Stripe, and the webhooks arrive.
-async fn change(world: &World, subscription: &str, form: &[(&str, &str)]) {
-    world.stripe("POST", &format!("/v1/subscriptions/{subscription}"), form).await;
-    world.settle().await;
-}
-
 /// Ends it at once, and the webhooks arrive.
 async fn cancel(world: &World, subscription: &str) {
     world.stripe("DELETE", &format!("/v1/subscriptions/{subscription}"), &[]).await;
@@ -37,12 +23,6 @@ async fn cancel(world: &World, subscription: &str) {
 async fn set_status(world: &World, subscription: &str, status: &str) {
     world.sim.set_subscription_status(subscription, status).unwrap();
     world.settle().await;
-}
-
-/// Whether a run is allowed now and why, uncounted: `true within_limit`.
-async fn gate(world: &World, customer: &str) -> String {
-    let answer = world.check(customer).await;
-    format!("{} {}", answer["allowed"], answer["reason"].as_str().unwrap())
 }
 
 async fn upgrade_notices(world: &World, customer: &str) -> Vec<Value> {
@@ -70,9 +50,9 @@ fn differences(report: &Value) -> Vec<String> {
 both_databases! {
     async fn an_upgrade_opens_the_gate_and_keeps_the_usage(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 200).await;
-        assert_eq!(gate(&world, "acme").await, "false limit_reached");
+        assert_eq!(world.gate("acme").await, "false limit_reached");
         let period = world.shown("acme").await["period"].clone();
         let version = entitlement_version(&world, "acme").await;
         world.change_price(&subscription, "pro_monthly").await;
@@ -90,7 +70,7 @@ both_databases! {
 
     async fn a_downgrade_brings_the_cap_back(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         world.runs("acme", 201).await;
         world.change_price(&subscription, "starter_monthly").await;
         let denied = world.run("acme").await;
@@ -105,7 +85,7 @@ both_databases! {
 
     async fn a_cancellation_leads_to_the_default_plan_with_a_fresh_counter(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         world.runs("acme", 500).await;
         world.advance(3 * DAY).await;
         cancel(&world, &subscription).await;
@@ -118,9 +98,9 @@ both_databases! {
 
     async fn a_cancellation_at_period_end_keeps_the_plan_until_then(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         world.runs("acme", 500).await;
-        change(&world, &subscription, &[("cancel_at_period_end", "true")]).await;
+        world.change_subscription(&subscription, &[("cancel_at_period_end", "true")]).await;
         world.advance_to("2026-12-01T08:59:59Z").await;
         assert_eq!((world.tier("acme").await.as_str(), world.usage("acme").await),
             ("pro active", 500));
@@ -132,24 +112,24 @@ both_databases! {
 
     async fn past_due_keeps_the_plan_for_seven_days_and_not_a_second_longer(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "pro_monthly").await;
         world.runs("acme", 3).await;
         set_status(&world, &subscription, "past_due").await;
-        assert_eq!(gate(&world, "acme").await, "true within_limit");
+        assert_eq!(world.gate("acme").await, "true within_limit");
         world.advance(3 * DAY).await;
         let invoice = json!({"id": "in_1", "object": "invoice", "customer": stripe_id});
         world.deliver(&event("evt_again", "invoice.payment_failed", &invoice)).await.ok();
         world.advance(4 * DAY - SECOND).await;
-        assert_eq!(gate(&world, "acme").await, "true within_limit");
+        assert_eq!(world.gate("acme").await, "true within_limit");
         world.advance(SECOND).await;
-        assert_eq!(gate(&world, "acme").await, "false past_due", "a second failure prolongs nothing");
+        assert_eq!(world.gate("acme").await, "false past_due", "a second failure prolongs nothing");
         set_status(&world, &subscription, "active").await;
         assert_eq!(world.run("acme").await["balance"]["usage"], 4, "paid: open, usage kept");
     }
 
     async fn unpaid_and_paused_close_the_gate_until_they_are_over(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         world.runs("acme", 3).await;
         for (status, answer) in [
             ("unpaid", "false past_due"),
@@ -158,7 +138,7 @@ both_databases! {
             ("active", "true within_limit"),
         ] {
             set_status(&world, &subscription, status).await;
-            assert_eq!(gate(&world, "acme").await, answer, "{status}");
+            assert_eq!(world.gate("acme").await, answer, "{status}");
             assert_eq!(world.tier("acme").await, format!("pro {status}"));
             assert_eq!(world.usage("acme").await, 3);
         }
@@ -220,8 +200,8 @@ both_databases! {
 
     async fn a_stripe_customer_deleted_leaves_the_default_plan(db: TestDb) {
         let world = World::start(&db).await;
-        let (told, _) = subscriber(&world, "told", "pro_monthly").await;
-        let (missed, _) = subscriber(&world, "missed", "pro_monthly").await;
+        let (told, _) = world.subscriber("told", "pro_monthly").await;
+        let (missed, _) = world.subscriber("missed", "pro_monthly").await;
         world.stripe("DELETE", &format!("/v1/customers/{told}"), &[]).await;
         world.settle().await;
         assert_eq!(world.tier("told").await, "starter -");
@@ -230,7 +210,7 @@ both_databases! {
         assert_eq!(world.tier("missed").await, "pro active");
         world.sync("missed").await.ok();
         assert_eq!(world.tier("missed").await, "starter -");
-        assert_eq!(gate(&world, "missed").await, "true within_limit", "the default plan's");
+        assert_eq!(world.gate("missed").await, "true within_limit", "the default plan's");
     }
 }
 
@@ -258,7 +238,7 @@ both_databases! {
         ];
         for (n, kind) in kinds.into_iter().enumerate() {
             let customer = format!("c{n}");
-            let (stripe_id, subscription) = subscriber(&world, &customer, "starter_monthly").await;
+            let (stripe_id, subscription) = world.subscriber(&customer, "starter_monthly").await;
             // Either of the two calls a refetch makes.
             let path = [format!("/v1/customers/{stripe_id}"), "/v1/subscriptions".to_owned()];
             world.change_price_quietly(&subscription, "pro_monthly").await;
@@ -276,8 +256,8 @@ both_databases! {
 
     async fn one_customers_trouble_backs_off_and_stops_no_other(db: TestDb) {
         let world = World::start(&db).await;
-        let (troubled, theirs) = subscriber(&world, "a-troubled", "starter_monthly").await;
-        let (_, ours) = subscriber(&world, "b-fine", "starter_monthly").await;
+        let (troubled, theirs) = world.subscriber("a-troubled", "starter_monthly").await;
+        let (_, ours) = world.subscriber("b-fine", "starter_monthly").await;
         world.sim.fail_next(&format!("/v1/customers/{troubled}"), 1000, FaultKind::RateLimited);
         world.change_price_quietly(&theirs, "pro_monthly").await;
         world.change_price(&ours, "pro_monthly").await;
@@ -303,7 +283,7 @@ both_databases! {
         let world = World::start(&db).await;
         let mut subscriptions = Vec::new();
         for n in 0..6 {
-            subscriptions.push(subscriber(&world, &format!("c{n}"), "starter_monthly").await.1);
+            subscriptions.push(world.subscriber(&format!("c{n}"), "starter_monthly").await.1);
         }
         for subscription in &subscriptions {
             world.change_price_quietly(subscription, "pro_monthly").await;
@@ -325,8 +305,8 @@ both_databases! {
 
     async fn what_only_a_person_can_mend_is_parked_with_its_reason(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
-        let (_, other) = subscriber(&world, "beta", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
+        let (_, other) = world.subscriber("beta", "starter_monthly").await;
         sell_gold(&world).await;
         world.change_price(&subscription, "gold_monthly").await;
         let parked = world.list("/inbox?customer_id=acme&state=parked").await;
@@ -351,7 +331,7 @@ both_databases! {
 
     async fn a_revoked_key_parks_nothing(db: TestDb) {
         let mut world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.restart_with(&[("STRIPE_SECRET_KEY", "sk_test_revoked")]).await;
         world.change_price(&subscription, "pro_monthly").await;
         assert_eq!(the_change(&world, &stripe_id).await, ("pending".to_owned(), 1));
@@ -365,7 +345,7 @@ both_databases! {
 
     async fn a_stripe_customer_that_never_was_takes_nothing_away(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "pro_monthly").await;
         let body = json!({"stripe_customer_id": "cus_of_another_account"});
         world.call("PUT", "/v1/customers/acme", &body).await.ok();
         world.settle().await;
@@ -425,12 +405,12 @@ limits.ai_runs = { enforcement = "unlimited" }
 both_databases! {
     async fn a_late_renewal_starts_its_period_once(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 200).await;
         world.lose_webhooks();
         // The clock alone: no job runs, so nobody asks Stripe.
         world.clock.advance_to("2026-12-01T08:59:59Z".parse().unwrap());
-        assert_eq!(gate(&world, "acme").await, "false limit_reached");
+        assert_eq!(world.gate("acme").await, "false limit_reached");
         world.clock.advance(SECOND);
         let provisional = world.runs("acme", 11).await;
         assert_eq!(provisional["balance"]["usage"], 11);
@@ -448,10 +428,10 @@ both_databases! {
 
     async fn reconcile_finds_a_renewal_and_an_end_that_nobody_told(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, _) = subscriber(&world, "renewed", "pro_monthly").await;
-        let (_, ended) = subscriber(&world, "ended", "pro_monthly").await;
+        let (_, _) = world.subscriber("renewed", "pro_monthly").await;
+        let (_, ended) = world.subscriber("ended", "pro_monthly").await;
         world.lose_webhooks();
-        change(&world, &ended, &[("cancel_at_period_end", "true")]).await;
+        world.change_subscription(&ended, &[("cancel_at_period_end", "true")]).await;
         world.clock.advance_to("2026-12-01T09:00:00Z".parse().unwrap());
         world.runs("renewed", 3).await;
         world.runs("ended", 3).await;
@@ -479,20 +459,20 @@ both_databases! {
             world.sim.set_subscription_status(id, "paused").unwrap();
         }
         world.advance(DAY).await;
-        let (_, ended) = subscriber(&world, "ended", "pro_monthly").await;
+        let (_, ended) = world.subscriber("ended", "pro_monthly").await;
         world.lose_webhooks();
-        change(&world, &ended, &[("cancel_at_period_end", "true")]).await;
+        world.change_subscription(&ended, &[("cancel_at_period_end", "true")]).await;
         world.clock.advance_to("2026-12-02T09:00:00Z".parse().unwrap());
         world.run_job(Job::Reconcile).await;
         assert_eq!(world.tier("ended").await, "starter -");
-        assert_eq!(gate(&world, "paused-100").await, "false paused");
+        assert_eq!(world.gate("paused-100").await, "false paused");
     }
 }
 
 both_databases! {
     async fn a_dry_run_tells_of_a_missed_upgrade_and_a_sync_applies_it(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 200).await;
         world.lose_webhooks();
         world.change_price_quietly(&subscription, "pro_monthly").await;
@@ -525,7 +505,7 @@ both_databases! {
 
     async fn every_sync_by_support_leaves_an_audit_row(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.lose_webhooks();
         world.change_price_quietly(&subscription, "pro_monthly").await;
         world.sync_dry("acme").await;
@@ -543,7 +523,7 @@ both_databases! {
 
     async fn a_sync_sends_again_what_was_parked_on_its_way_to_stripe(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "pro_monthly").await;
         let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;
         let meter = format!("/v1/billing/meters/{}", meters["data"][0]["id"].as_str().unwrap());
         world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
@@ -587,7 +567,7 @@ both_databases! {
 
     async fn while_stripe_is_down_a_sync_says_so_and_changes_nothing(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.lose_webhooks();
         world.change_price_quietly(&subscription, "pro_monthly").await;
         let before = world.everything().await;
@@ -601,7 +581,7 @@ both_databases! {
 
     async fn many_syncs_at_once_double_nothing(db: TestDb) {
         let world = World::start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 200).await;
         let version = entitlement_version(&world, "acme").await;
         world.change_price_quietly(&subscription, "pro_monthly").await;
@@ -625,7 +605,7 @@ both_databases! {
 
     async fn a_sync_that_stalled_past_its_lease_writes_nothing(db: TestDb) {
         let world = World::start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.lose_webhooks();
         world.sim.fail_next("/v1/subscriptions", 1, FaultKind::DelayMs(300_000));
         let asked = world.sim.requests().len();

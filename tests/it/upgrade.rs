@@ -63,15 +63,6 @@ async fn open_sessions(world: &World) -> Vec<String> {
     ids.map(|session| session["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A customer on a plan, with its Stripe customer, its subscription and a card that works.
-async fn subscriber(world: &World, customer: &str, lookup_key: &str) -> (String, String) {
-    world.customer(customer).await;
-    let stripe_id = world.link(customer).await;
-    world.sim.set_card(&stripe_id, Card::Works).unwrap();
-    let subscription = world.subscribe(&stripe_id, lookup_key).await;
-    (stripe_id, subscription)
-}
-
 /// Gives a subscription a second, metered item.
 async fn add_metered_item(world: &World, subscription: &str) -> String {
     let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;

@@ -21,12 +21,6 @@ const METER_EVENTS: &str = "/v1/billing/meter_events";
 
 // --- What the stories are told in --------------------------------------------------------------
 
-/// A customer on the default plan who is tied to Stripe; answers its Stripe id.
-async fn linked(world: &World, customer: &str) -> String {
-    world.customer(customer).await;
-    world.link(customer).await
-}
-
 /// Units and time of what Stripe counts for one of its customers, in order of arrival.
 fn counted(world: &World, stripe_id: &str) -> Vec<(i64, String)> {
     let events = world.sim.meter_events();
@@ -113,7 +107,7 @@ both_databases! {
 
     async fn the_runs_of_a_window_are_one_meter_event_once_it_is_closed(db: TestDb) {
         let world = World::start(&db).await;
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         world.runs("acme", 2).await;
         world.runs("globex", 9).await;
         world.advance(4 * MINUTE + Duration::from_secs(59)).await;
@@ -135,7 +129,7 @@ both_databases! {
     async fn a_window_goes_out_at_the_first_tick_after_it_closed(db: TestDb) {
         let plans = include_str!("../../plans.example.toml").replace("\"5m\"", "\"1m\"");
         let mut world = World::with_plans(&db, &plans).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.restart_with_loops().await;
         world.runs("acme", 7).await;
         // The window closes at 09:01, the schedule's tick is at 09:05.
@@ -182,7 +176,7 @@ both_databases! {
         let sum = ("default_aggregation[formula]", "sum");
         let meter = [("display_name", "p"), ("event_name", "pics"), sum];
         world.stripe("POST", "/v1/billing/meters", &meter).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         for (feature, value) in [("ai_runs", 1), ("images", 2), ("seats", 4)] {
             let body = json!({"customer_id": "acme", "feature_id": feature, "value": value});
             world.call("POST", "/v1/track", &body).await.ok();
@@ -210,7 +204,7 @@ both_databases! {
 
     async fn usage_before_another_stripe_customer_is_the_old_ones(db: TestDb) {
         let world = World::start(&db).await;
-        let old = linked(&world, "acme").await;
+        let old = world.linked("acme").await;
         world.runs("acme", 3).await;
         world.advance(2 * MINUTE).await;
         let new = world.link("acme").await;
@@ -223,7 +217,7 @@ both_databases! {
 
     async fn a_deleted_customers_open_window_is_still_billed(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 3).await;
         assert_eq!(world.call("DELETE", "/v1/customers/acme", &Value::Null).await.status, 204);
         world.settle().await;
@@ -235,7 +229,7 @@ both_databases! {
     async fn a_window_never_straddles_the_end_of_stripes_period(db: TestDb) {
         let world = World::start(&db).await;
         world.advance(Duration::from_secs(150)).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.subscribe(&acme, "pro_monthly").await;
         world.advance_to("2026-12-01T09:02:29Z").await;
         let before = world.runs("acme", 3).await;
@@ -267,7 +261,7 @@ both_databases! {
         .enumerate()
         {
             let customer = format!("customer-{n}");
-            let stripe_id = linked(&world, &customer).await;
+            let stripe_id = world.linked(&customer).await;
             let sent_before = sends(&world).len();
             world.runs(&customer, 7).await;
             world.sim.fail_next(METER_EVENTS, 2, kind);
@@ -294,7 +288,7 @@ both_databases! {
         for (customer, kind) in
             [("not-done", FaultKind::ServerError), ("done", FaultKind::ServerErrorAfterEffect)]
         {
-            let stripe_id = linked(&world, customer).await;
+            let stripe_id = world.linked(customer).await;
             world.runs(customer, 7).await;
             world.sim.fail_next(METER_EVENTS, 1, kind);
             world.advance(5 * MINUTE).await;
@@ -314,7 +308,7 @@ both_databases! {
 
     async fn a_refused_event_is_parked_with_its_reason_and_stops_nobody_else(db: TestDb) {
         let world = World::start(&db).await;
-        let (gone, fine) = (linked(&world, "gone").await, linked(&world, "fine").await);
+        let (gone, fine) = (world.linked("gone").await, world.linked("fine").await);
         world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
         world.stripe("DELETE", &format!("/v1/customers/{gone}"), &[]).await;
         world.runs("gone", 2).await;
@@ -333,7 +327,7 @@ both_databases! {
 
     async fn what_a_switched_off_meter_refused_is_billed_once_support_put_it_back(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.sim.change_faults(|faults| faults.refuse_meter_events_at_once = true);
         let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;
         let meter = format!("/v1/billing/meters/{}", meters["data"][0]["id"].as_str().unwrap());
@@ -352,7 +346,7 @@ both_databases! {
 
     async fn a_wrong_key_pauses_all_reporting_and_the_gate_goes_on(db: TestDb) {
         let mut world = World::start(&db).await;
-        let (acme, globex) = (linked(&world, "acme").await, linked(&world, "globex").await);
+        let (acme, globex) = (world.linked("acme").await, world.linked("globex").await);
         world.restart_with(&[("STRIPE_SECRET_KEY", "sk_test_wrong")]).await;
         world.runs("acme", 7).await;
         world.runs("globex", 5).await;
@@ -372,7 +366,7 @@ both_databases! {
 
     async fn what_stripe_may_have_forgotten_is_parked_and_never_sent_blindly(db: TestDb) {
         let world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.sim.fail_next(METER_EVENTS, 1, FaultKind::DropAfterEffect);
         world.sim.fail_next(METER_EVENTS, 1000, FaultKind::DropBeforeEffect);
@@ -398,7 +392,7 @@ both_databases! {
 
     async fn usage_older_than_stripe_takes_is_parked_not_redated(db: TestDb) {
         let mut world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
         world.advance(36 * 24 * HOUR).await;
@@ -415,7 +409,7 @@ both_databases! {
 both_databases! {
     async fn a_restart_between_closing_and_sending_loses_nothing(db: TestDb) {
         let mut world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.clock.advance(5 * MINUTE).unwrap();
         world.run_job(Job::CloseWindows).await;
@@ -428,7 +422,7 @@ both_databases! {
 
     async fn a_death_between_sending_and_noting_it_bills_once(db: TestDb) {
         let mut world = World::start(&db).await;
-        let acme = linked(&world, "acme").await;
+        let acme = world.linked("acme").await;
         world.runs("acme", 7).await;
         world.clock.advance(5 * MINUTE).unwrap();
         world.run_job(Job::CloseWindows).await;
@@ -447,7 +441,7 @@ both_databases! {
         let world = World::start(&db).await;
         let mut stripe_ids = Vec::new();
         for n in 0..10 {
-            stripe_ids.push(linked(&world, &format!("c{n}")).await);
+            stripe_ids.push(world.linked(&format!("c{n}")).await);
             world.runs(&format!("c{n}"), 7).await;
         }
         world.clock.advance(5 * MINUTE).unwrap();
@@ -498,7 +492,7 @@ both_databases! {
         };
         let mut stripe_ids = Vec::new();
         for n in 0..4 {
-            let stripe_id = linked(&world, &format!("c{n}")).await;
+            let stripe_id = world.linked(&format!("c{n}")).await;
             world.subscribe(&stripe_id, "pro_monthly").await;
             stripe_ids.push(stripe_id);
         }
@@ -565,7 +559,7 @@ async fn runs_at(
 async fn a_run_on_a_replica_whose_clock_is_behind_is_billed_in_the_period_it_counts_in() {
     let db = TestDb::postgres().await;
     let world = World::start(&db).await;
-    let acme = linked(&world, "acme").await;
+    let acme = world.linked("acme").await;
     world.subscribe(&acme, "pro_monthly").await;
     world.advance_to("2026-12-01T08:59:58Z").await;
     world.runs("acme", 3).await;
@@ -588,7 +582,7 @@ async fn a_run_on_a_replica_whose_clock_is_behind_is_billed_in_the_period_it_cou
 async fn two_replicas_that_count_and_send_at_once_bill_once() {
     let db = TestDb::postgres().await;
     let world = World::start(&db).await;
-    let acme = linked(&world, "acme").await;
+    let acme = world.linked("acme").await;
     let other = world.replica(world.clock.clone()).await;
     for _ in 0..5 {
         world.runs("acme", 3).await;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{
-    StartKind, Survey, UpgradeError, Wish, buyable, page, set_out, start, survey, sync_now,
+    Patience, StartKind, Survey, UpgradeError, Wish, buyable, page, set_out, start, survey,
+    sync_now,
 };
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -33,6 +34,20 @@ pub enum Step {
 /// # Errors
 /// When there is no way, or Stripe cannot be asked.
 pub async fn proceed(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
+    let mut patience = Patience::default();
+    loop {
+        match go(app, ticket).await {
+            // Stripe locks a subscription while it is changed, be it by the same button in another
+            // tab. All is looked at anew then: what that one has done is not done again.
+            Err(UpgradeError::Stripe(error)) if is_locked(&error) && patience.is_left() => {
+                patience.wait(app).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn go(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     let (_, catalog) = app.plans.active();
     let Some(plan_id) = page::plan_of(app, &catalog, ticket).await? else {
         return Ok(Step::Look { token: app.links.upgrade_token(ticket) });
@@ -220,6 +235,11 @@ async fn judge(
             Err(UpgradeError::Overtaken)
         }
     }
+}
+
+/// 429, be it for a lock or for our pace: nothing was done.
+fn is_locked(error: &StripeError) -> bool {
+    matches!(error.kind, StripeErrorKind::RateLimited { .. })
 }
 
 /// 402: the payment itself was refused.

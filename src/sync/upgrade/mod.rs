@@ -317,20 +317,39 @@ async fn portal_link(
 
 /// Makes the tier Stripe's at once. That is a courtesy: the webhook brings it about too.
 async fn sync_now(app: &App, id: &CustomerId) {
-    let mut pause = Duration::from_millis(50);
+    let mut patience = Patience::default();
     loop {
         match sync_tier(app, id).await {
-            // Whoever is at it may have looked before the change. It does not take long; machine
-            // time, for it is another task or process that is waited for.
-            Err(SyncError::Busy) if pause < Duration::from_secs(2) => {
-                tokio::time::sleep(app.entropy.jitter(pause)).await;
-                pause *= 2;
-            }
+            // Whoever is at it may have looked before the change.
+            Err(SyncError::Busy) if patience.is_left() => patience.wait(app).await,
             Err(error) => {
                 tracing::warn!(customer_id = %id, %error, "not synced after an upgrade");
                 return;
             }
             Ok(()) => return,
         }
+    }
+}
+
+/// How long one waits for somebody else who is at the same: longer each time, some two seconds in
+/// all. Machine time, for it is another task or process that is waited for.
+struct Patience {
+    pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { pause: Duration::from_millis(50) }
+    }
+}
+
+impl Patience {
+    fn is_left(&self) -> bool {
+        self.pause < Duration::from_secs(2)
+    }
+
+    async fn wait(&mut self, app: &App) {
+        tokio::time::sleep(app.entropy.jitter(self.pause)).await;
+        self.pause *= 2;
     }
 }

@@ -277,6 +277,12 @@ impl World {
         self.call("POST", "/v1/check", &body).await.ok()
     }
 
+    /// Whether a run is allowed now and why, uncounted: `true within_limit`.
+    pub async fn gate(&self, customer: &str) -> String {
+        let answer = self.check(customer).await;
+        format!("{} {}", answer["allowed"], answer["reason"].as_str().expect("a reason"))
+    }
+
     /// Asks and counts one run.
     pub async fn run(&self, customer: &str) -> Value {
         let body = json!({"customer_id": customer, "feature_id": "ai_runs", "send_event": true});
@@ -372,6 +378,37 @@ impl World {
         self.call("PUT", &format!("/v1/customers/{customer}"), &body).await.ok();
         self.settle().await;
         stripe_id
+    }
+
+    /// A customer on the default plan who is tied to Stripe; answers its Stripe id.
+    pub async fn linked(&self, customer: &str) -> String {
+        self.customer(customer).await;
+        self.link(customer).await
+    }
+
+    /// A customer with a subscription; answers its ids at Stripe.
+    pub async fn subscriber(&self, customer: &str, lookup_key: &str) -> (String, String) {
+        let stripe_id = self.linked(customer).await;
+        let subscription = self.subscribe(&stripe_id, lookup_key).await;
+        (stripe_id, subscription)
+    }
+
+    /// Changes a subscription at Stripe, and the webhooks arrive.
+    pub async fn change_subscription(&self, subscription_id: &str, form: &[(&str, &str)]) {
+        self.stripe("POST", &format!("/v1/subscriptions/{subscription_id}"), form).await;
+        self.settle().await;
+    }
+
+    /// Usage that somebody else reports to Stripe, at this moment.
+    pub async fn report_by_hand(&self, stripe_id: &str, units: &str) {
+        let now = self.now().seconds().to_string();
+        let form = [
+            ("event_name", "ai_runs"),
+            ("payload[stripe_customer_id]", stripe_id),
+            ("payload[value]", units),
+            ("timestamp", now.as_str()),
+        ];
+        self.stripe("POST", "/v1/billing/meter_events", &form).await;
     }
 
     /// Gives a Stripe customer a subscription and lets the webhooks arrive; answers its id.

@@ -32,6 +32,18 @@ fn wish(plan: &str) -> Value {
     json!({"plan_id": plan, "return_url": APP})
 }
 
+/// A price in the account that is none of a plan's.
+async fn price_of_a_contract(world: &World) -> String {
+    let form = [
+        ("currency", "usd"),
+        ("unit_amount", "100000"),
+        ("product_data[name]", "Contract"),
+        ("recurring[interval]", "month"),
+    ];
+    let price = world.stripe("POST", "/v1/prices", &form).await;
+    price["id"].as_str().unwrap().to_owned()
+}
+
 both_databases! {
     async fn who_has_no_subscription_pays_at_checkout_and_the_gate_is_open(db: TestDb) {
         let world = start(&db).await;
@@ -212,16 +224,10 @@ both_databases! {
         let world = start(&db).await;
         world.customer("acme").await;
         let stripe_id = world.link("acme").await;
-        let form = [
-            ("currency", "usd"),
-            ("unit_amount", "100000"),
-            ("product_data[name]", "Contract"),
-            ("recurring[interval]", "month"),
-        ];
-        let price = world.stripe("POST", "/v1/prices", &form).await;
+        let price = price_of_a_contract(&world).await;
         let form = [
             ("customer", stripe_id.as_str()),
-            ("items[0][price]", price["id"].as_str().unwrap()),
+            ("items[0][price]", price.as_str()),
             ("payment_behavior", "default_incomplete"),
         ];
         let begun = world.stripe("POST", "/v1/subscriptions", &form).await;
@@ -233,15 +239,8 @@ both_databases! {
         let world = start(&db).await;
         world.customer("acme").await;
         let stripe_id = world.link("acme").await;
-        let form = [
-            ("currency", "usd"),
-            ("unit_amount", "100000"),
-            ("product_data[name]", "Contract"),
-            ("recurring[interval]", "month"),
-        ];
-        let price = world.stripe("POST", "/v1/prices", &form).await;
-        let price = price["id"].as_str().unwrap();
-        let form = [("customer", stripe_id.as_str()), ("items[0][price]", price)];
+        let price = price_of_a_contract(&world).await;
+        let form = [("customer", stripe_id.as_str()), ("items[0][price]", price.as_str())];
         world.stripe("POST", "/v1/subscriptions", &form).await;
         assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "subscription_not_in_plans");
         assert_eq!(open_sessions(&world).await.len(), 0);

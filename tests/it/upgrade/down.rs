@@ -6,7 +6,7 @@ both_databases! {
     async fn a_move_down_waits_for_the_periods_end_and_says_when(db: TestDb) {
         let world = start(&db).await;
         portal(&world).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         add_metered_item(&world, &subscription).await;
         let (kind, url) = upgrade(&world, "acme", "starter").await;
         assert_eq!(kind, "confirm");
@@ -28,7 +28,7 @@ both_databases! {
 
     async fn pressing_twice_plans_once_and_it_can_be_taken_back(db: TestDb) {
         let world = start(&db).await;
-        subscriber(&world, "acme", "pro_monthly").await;
+        world.subscriber("acme", "pro_monthly").await;
         let (_, url) = upgrade(&world, "acme", "starter").await;
         let token = token_in(&read(&world, &url).await);
         assert_eq!(press(&world, &token).await.0, 303);
@@ -47,7 +47,7 @@ both_databases! {
 
     async fn a_move_up_first_gives_up_the_move_down(db: TestDb) {
         let world = start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         add_metered_item(&world, &subscription).await;
         let (_, down) = upgrade(&world, "acme", "starter").await;
         go_on(&world, &down).await;
@@ -63,7 +63,7 @@ both_databases! {
 
     async fn a_move_down_outlives_a_move_up_that_was_not_agreed_to_as_giving_it_up(db: TestDb) {
         let world = start(&db).await;
-        let (stripe_id, _) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, _) = world.subscriber("acme", "pro_monthly").await;
         let (_, up) = upgrade(&world, "acme", "team").await;
         let confirm = token_in(&read(&world, &up).await);
         let (_, down) = upgrade(&world, "acme", "starter").await;
@@ -80,7 +80,7 @@ both_databases! {
 
     async fn a_crash_before_anything_is_planned_leaves_nothing_in_the_way(db: TestDb) {
         let world = start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         let form = [("from_subscription", subscription.as_str())];
         world.stripe("POST", "/v1/subscription_schedules", &form).await;
         assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
@@ -93,7 +93,7 @@ both_databases! {
 
     async fn what_was_shown_before_a_renewal_is_shown_anew_after_it(db: TestDb) {
         let world = start(&db).await;
-        subscriber(&world, "acme", "pro_monthly").await;
+        world.subscriber("acme", "pro_monthly").await;
         world.advance_to("2026-12-01T08:50:00Z").await;
         let (_, url) = upgrade(&world, "acme", "starter").await;
         let page = read(&world, &url).await;
@@ -109,7 +109,7 @@ both_databases! {
 
     async fn a_move_down_keeps_how_the_subscription_is_paid_for(db: TestDb) {
         let world = start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "pro_monthly").await;
         let cards = format!("/v1/payment_methods?customer={stripe_id}");
         let card = world.stripe("GET", &cards, &[]).await["data"][0]["id"].clone();
         let path = format!("/v1/subscriptions/{subscription}");
@@ -123,7 +123,7 @@ both_databases! {
 
     async fn a_trial_is_not_ended_by_a_move_down(db: TestDb) {
         let world = start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         let until = world.clock.now().plus(std::time::Duration::from_secs(10 * 86_400));
         let until = until.seconds().to_string();
         let form = [("trial_end", until.as_str()), ("proration_behavior", "none")];
@@ -135,7 +135,7 @@ both_databases! {
 
     async fn what_a_person_has_planned_is_left_alone(db: TestDb) {
         let world = start(&db).await;
-        let (_, subscription) = subscriber(&world, "acme", "pro_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
         let form = [("from_subscription", subscription.as_str())];
         let made = world.stripe("POST", "/v1/subscription_schedules", &form).await;
         let (phase, price) = (&made["phases"][0], world.price("team_monthly").await);

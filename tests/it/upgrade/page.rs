@@ -53,7 +53,7 @@ both_databases! {
     async fn the_button_goes_by_the_portal_where_that_takes_it(db: TestDb) {
         let world = start(&db).await;
         portal(&world).await;
-        subscriber(&world, "acme", "starter_monthly").await;
+        world.subscriber("acme", "starter_monthly").await;
         let page = read(&world, &link_of(&world, "acme").await).await;
         let (status, away, _) = press(&world, &token_in(&page)).await;
         assert_eq!(status, 200);
@@ -64,7 +64,7 @@ both_databases! {
 
     async fn the_same_button_again_does_not_lead_to_the_plan_after_next(db: TestDb) {
         let world = start(&db).await;
-        let (stripe_id, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
         add_metered_item(&world, &subscription).await;
         let link = link_of(&world, "acme").await;
         let token = token_in(&read(&world, &link).await);
@@ -129,7 +129,7 @@ both_databases! {
 
     async fn the_links_of_the_confirm_page_end_after_a_day(db: TestDb) {
         let world = start(&db).await;
-        subscriber(&world, "acme", "starter_monthly").await;
+        world.subscriber("acme", "starter_monthly").await;
         let (_, url) = upgrade(&world, "acme", "pro").await;
         let token = token_in(&read(&world, &url).await);
         world.advance(Duration::from_secs(24 * 3600)).await;
@@ -160,7 +160,7 @@ both_databases! {
 
     async fn when_stripe_is_away_the_page_still_shows_what_is_used(db: TestDb) {
         let mut world = start(&db).await;
-        let (_, _) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, _) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 3).await;
         let link = link_of(&world, "acme").await;
         world.sim.fail_next("/v1/customers", 3, tollgate::sim::FaultKind::BadGateway);
@@ -195,7 +195,7 @@ both_databases! {
             .replace("name = \"Pro\"", "name = \"<b>Pro</b>\"");
         let mut world = World::with_plans(&db, &plans).await;
         world.restart_with(&[("TOLLGATE_RETURN_ORIGINS", "https://app.example.com")]).await;
-        subscriber(&world, "acme", "starter_monthly").await;
+        world.subscriber("acme", "starter_monthly").await;
         let hostile = "https://app.example.com/?a=\"><script>alert(1)</script>";
         let started = ask(&world, "acme", "pro", hostile).await.ok();
         let response = open(&world, started["url"].as_str().unwrap()).await;

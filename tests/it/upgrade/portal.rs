@@ -13,7 +13,7 @@ both_databases! {
     async fn one_item_goes_up_by_the_portal_and_the_gate_is_open(db: TestDb) {
         let world = start(&db).await;
         let configuration = portal(&world).await;
-        let (_, subscription) = subscriber(&world, "acme", "starter_monthly").await;
+        let (_, subscription) = world.subscriber("acme", "starter_monthly").await;
         world.runs("acme", 200).await;
         let (kind, url) = upgrade(&world, "acme", "pro").await;
         assert_eq!(kind, "portal");
@@ -38,7 +38,7 @@ both_databases! {
         let path = format!("/v1/billing_portal/configurations/{configuration}");
         world.stripe("POST", &path, &[("metadata[tollgate]", "")]).await;
         world.sim.set_default_portal(&configuration).unwrap();
-        subscriber(&world, "acme", "starter_monthly").await;
+        world.subscriber("acme", "starter_monthly").await;
         assert_eq!(upgrade(&world, "acme", "pro").await.0, "confirm");
     }
 
@@ -46,7 +46,7 @@ both_databases! {
         let world = start(&db).await;
         portal(&world).await;
         for (customer, card) in [("acme", Card::Declines), ("globex", Card::NeedsAuthentication)] {
-            let (stripe_id, _) = subscriber(&world, customer, "starter_monthly").await;
+            let (stripe_id, _) = world.subscriber(customer, "starter_monthly").await;
             world.sim.set_card(&stripe_id, card).unwrap();
             let (_, url) = upgrade(&world, customer, "pro").await;
             world.sim.confirm_portal(id_in(&url)).unwrap();
@@ -62,7 +62,7 @@ both_databases! {
     async fn who_owes_for_the_present_plan_is_led_to_pay_that_first(db: TestDb) {
         let world = start(&db).await;
         for status in ["past_due", "unpaid", "paused"] {
-            let (_, subscription) = subscriber(&world, status, "starter_monthly").await;
+            let (_, subscription) = world.subscriber(status, "starter_monthly").await;
             world.sim.set_subscription_status(&subscription, status).unwrap();
             // Without a portal of any kind our own page has to do.
             let (kind, url) = upgrade(&world, status, "pro").await;
