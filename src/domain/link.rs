@@ -42,6 +42,8 @@ struct Payload {
     plan_id: Option<PlanId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     return_url: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    here: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quoted_at_s: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +58,9 @@ pub struct Ticket {
     pub plan_id: Option<PlanId>,
     /// Where to go afterwards, as the product said.
     pub return_url: Option<String>,
+    /// The change is confirmed on our own page even where Stripe's portal offers it, because the
+    /// portal has refused.
+    pub here: bool,
     /// On a button: what the page said beside it.
     pub quoted: Option<Quoted>,
     /// In whole seconds.
@@ -113,6 +118,7 @@ impl Links {
             expires_at_s: expires_at.seconds(),
             plan_id: None,
             return_url: None,
+            here: false,
             quoted_at_s: None,
             quoted: None,
         })
@@ -126,6 +132,7 @@ impl Links {
             expires_at_s: ticket.expires_at.seconds(),
             plan_id: ticket.plan_id.clone(),
             return_url: ticket.return_url.clone(),
+            here: ticket.here,
             quoted_at_s: ticket.quoted.as_ref().map(|quoted| quoted.at.seconds()),
             quoted: ticket.quoted.as_ref().map(|quoted| quoted.change.clone()),
         })
@@ -155,6 +162,7 @@ impl Links {
             customer_id: payload.customer_id,
             plan_id: payload.plan_id,
             return_url: payload.return_url,
+            here: payload.here,
             quoted: quoted_at.zip(payload.quoted).map(|(at, change)| Quoted { at, change }),
             expires_at: Timestamp::from_seconds(payload.expires_at_s),
         })
@@ -229,6 +237,7 @@ mod tests {
             customer_id: "acme".parse().unwrap(),
             plan_id: Some("pro".parse().unwrap()),
             return_url: Some("https://app.example.com/settings".to_owned()),
+            here: true,
             quoted: Some(Quoted {
                 at: Timestamp::from_seconds(900),
                 change: "from this to that".to_owned(),

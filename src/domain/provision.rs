@@ -6,7 +6,7 @@
 //! with what to do about it. Where something is refused, nothing at all is to be written.
 
 use crate::domain::money::Money;
-use crate::domain::plan::{Catalog, Interval};
+use crate::domain::plan::{Catalog, Interval, Plan};
 
 mod catalog;
 pub mod found;
@@ -54,6 +54,23 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// What the plans file asks for a plan; `None` for one without a price.
+    pub fn of(plan: &Plan) -> Option<Self> {
+        let price = plan.price.as_ref()?;
+        Some(Self {
+            plan_id: plan.id.as_str().to_owned(),
+            name: plan.name.clone(),
+            amount: price.amount,
+            interval: price.interval,
+            lookup_key: price.lookup_key.clone(),
+        })
+    }
+
+    /// Whether the price says what the plans file says.
+    pub fn is_sold_by(&self, price: &found::Price) -> bool {
+        catalog::differences(self, price).is_empty()
+    }
+
     /// The product we make for the plan; a price that is there already keeps the product it has.
     pub fn own_product(&self) -> String {
         format!("tollgate_{}", self.plan_id)
@@ -247,17 +264,7 @@ impl Wanted {
             Some(Meter { event_name, display_name: feature.name.clone() })
         });
         let meters = meters.collect();
-        let offers = catalog.plans.iter().filter_map(|plan| {
-            let price = plan.price.as_ref()?;
-            Some(Offer {
-                plan_id: plan.id.as_str().to_owned(),
-                name: plan.name.clone(),
-                amount: price.amount,
-                interval: price.interval,
-                lookup_key: price.lookup_key.clone(),
-            })
-        });
-        let offers = offers.collect();
+        let offers = catalog.plans.iter().filter_map(Offer::of).collect();
         Self { livemode, meters, offers, webhook_url, api_version, events, thin_events }
     }
 }

@@ -21,8 +21,8 @@
 //! period ends: the portal does as its settings say.
 
 use crate::clock::Timestamp;
-use crate::domain::money::Money;
 use crate::domain::plan::Plan;
+use crate::domain::provision::found::Portal;
 use crate::domain::subscription::SubscriptionStatus;
 
 /// A live subscription, as far as a change of its plan depends on it.
@@ -97,6 +97,8 @@ pub struct Schedule {
     pub is_ours: bool,
     /// When the present phase began.
     pub phase_start: Option<Timestamp>,
+    /// Its prices.
+    pub price_ids: Vec<String>,
     /// The prices of the phase after the present one.
     pub next_price_ids: Vec<String>,
 }
@@ -108,21 +110,6 @@ pub struct Current<'c> {
     /// The one of the items that stands for the plan.
     pub item: Item,
     pub terms: Terms,
-}
-
-/// A portal configuration that is ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Portal {
-    pub configuration_id: String,
-    /// The prices between which customers may change there; `None` if Stripe does not say, which
-    /// it is known not to: then only a try can tell.
-    pub price_ids: Option<Vec<String>>,
-}
-
-impl Portal {
-    fn may_offer(&self, price_id: &str) -> bool {
-        self.price_ids.as_ref().is_none_or(|all| all.iter().any(|id| id == price_id))
-    }
 }
 
 /// How a customer gets from plan to plan.
@@ -160,7 +147,7 @@ pub enum NoWay {
 }
 
 /// The way from `current` (`None` without a live subscription) to `wanted`, whose price at Stripe is
-/// `price_id`.
+/// `price_id`. `portal` is the configuration that is ours.
 pub fn way(
     wanted: &Plan,
     price_id: &str,
@@ -200,17 +187,8 @@ pub fn way(
     // The portal takes neither several items nor a schedule, and does not say what it makes of a
     // subscription that ends.
     let simple = terms.items.len() == 1 && planned.is_none() && !terms.ends;
-    let offered = portal.is_some_and(|portal| portal.may_offer(price_id));
+    let offered = portal.is_some_and(|portal| portal.offers(price_id));
     Ok(if simple && offered { Way::Portal } else { Way::Confirm })
-}
-
-/// What a change costs, by Stripe's own reckoning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quote {
-    /// On confirmation.
-    pub due_now: Money,
-    /// For each period after the present one.
-    pub later: Money,
 }
 
 #[cfg(test)]
@@ -236,7 +214,7 @@ mod tests {
     fn schedule(is_ours: bool) -> Schedule {
         let id = "sub_sched_1".to_owned();
         let next_price_ids = vec!["price_starter".to_owned()];
-        Schedule { id, is_ours, phase_start: None, next_price_ids }
+        Schedule { id, is_ours, phase_start: None, price_ids: Vec::new(), next_price_ids }
     }
 
     /// Active, on one item.
@@ -254,15 +232,25 @@ mod tests {
         }
     }
 
+    /// A configuration that lets customers change between these prices.
+    fn portal(price_ids: &[&str]) -> Portal {
+        let price = |id: &&str| ("prod_1".to_owned(), (*id).to_owned());
+        Portal {
+            id: "bpc_1".to_owned(),
+            cancels_at_period_end: true,
+            payment_methods: true,
+            invoices: true,
+            changes: true,
+            prices: price_ids.iter().map(price).collect(),
+        }
+    }
+
     /// The way from Pro under `terms` to `wanted`, with a portal that offers that plan.
     fn from_pro(terms: Terms, wanted: &str) -> Result<Way, NoWay> {
         let catalog = catalog();
         let plan = catalog.plan("pro").unwrap();
         let current = Current { plan, item: terms.items[0].clone(), terms };
-        let portal = Portal {
-            configuration_id: "bpc_1".to_owned(),
-            price_ids: Some(vec!["price_wanted".to_owned()]),
-        };
+        let portal = portal(&["price_other", "price_wanted"]);
         way(catalog.plan(wanted).unwrap(), "price_wanted", Some(&current), Some(&portal))
     }
 
@@ -287,14 +275,9 @@ mod tests {
         let plan = catalog.plan("pro").unwrap();
         let current = Current { plan, item: item("base", Some(1)), terms: terms() };
         let team = catalog.plan("team").unwrap();
-        let portal = |price_ids| Portal { configuration_id: "bpc_1".to_owned(), price_ids };
-        for (portal, expected) in [
-            (None, Way::Confirm),
-            (Some(portal(Some(Vec::new()))), Way::Confirm),
-            (Some(portal(None)), Way::Portal),
-        ] {
+        for portal in [None, Some(portal(&[])), Some(portal(&["price_other"]))] {
             let found = way(team, "price_wanted", Some(&current), portal.as_ref());
-            assert_eq!(found, Ok(expected), "{portal:?}");
+            assert_eq!(found, Ok(Way::Confirm), "{portal:?}");
         }
     }
 

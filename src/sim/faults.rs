@@ -62,6 +62,8 @@ pub enum FaultKind {
     ServerErrorAfterEffect,
     /// 500 without effect that says by `Stripe-Should-Retry` whether to try again.
     ShouldRetry(bool),
+    /// 400 without effect; the key stays free.
+    Refused,
     /// 429 with `Stripe-Rate-Limited-Reason: endpoint-rate`, without effect; the key stays free.
     RateLimited,
     /// The same with another of Stripe's reasons.

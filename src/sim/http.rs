@@ -206,6 +206,7 @@ fn refusal_by(fault: FaultKind) -> Option<Answer> {
         FaultKind::LimitedBy(limit) => ApiError::rate_limited(limit.reason()).answer(),
         FaultKind::LockTimeout => ApiError::lock_timeout().answer(),
         FaultKind::BadGateway => Answer::bad_gateway(),
+        FaultKind::Refused => ApiError::new(400, "This cannot be done.").answer(),
         _ => return None,
     })
 }

@@ -86,20 +86,37 @@ impl Store {
         Ok(())
     }
 
-    /// The customer's Checkout in force: the given one, unless another was there before.
-    pub async fn claim_checkout(&self, wanted: &Checkout) -> Result<Checkout> {
+    /// The customer's Checkout in force: the given one, unless another was there before. `None` if
+    /// the customer has another Stripe customer than the given one's by now, or another subscription
+    /// than `subscription_id`: whoever asks has looked before that, and another Checkout beside that
+    /// subscription would sell a second one.
+    pub async fn claim_checkout(
+        &self,
+        wanted: &Checkout,
+        subscription_id: Option<&str>,
+    ) -> Result<Option<Checkout>> {
+        let mut tx = self.begin().await?;
+        let is_as_seen = tx.lock_customer(&wanted.customer_id).await?.is_some_and(|customer| {
+            let subscription = customer.tier.subscription.as_ref().map(|live| live.id.as_str());
+            let stripe_id = customer.stripe_customer_id.as_deref();
+            subscription == subscription_id && stripe_id == Some(&wanted.stripe_customer_id)
+        });
+        if !is_as_seen {
+            return Ok(None);
+        }
         let insert = format!(
             "INSERT INTO checkouts ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
              ON CONFLICT (customer_id) DO NOTHING"
         );
-        let mut held = self.hold(&self.line()).await?;
-        bind(sqlx::query(assembled(insert)), wanted).execute(held.connection()).await?;
+        bind(sqlx::query(assembled(insert)), wanted).execute(tx.connection()).await?;
         let select = format!("SELECT {COLUMNS} FROM checkouts WHERE customer_id = $1");
         let row = sqlx::query(assembled(select))
             .bind(wanted.customer_id.as_str())
-            .fetch_optional(held.connection())
+            .fetch_optional(tx.connection())
             .await?;
-        read(&row.ok_or(StoreError::Conflict { what: "the Checkout" })?)
+        let held = read(&row.ok_or(StoreError::Conflict { what: "the Checkout" })?)?;
+        tx.commit().await?;
+        Ok(Some(held))
     }
 
     /// The customer's Checkout in force, if there is one.

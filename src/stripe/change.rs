@@ -10,7 +10,7 @@ use super::{Stripe, StripeError};
 use crate::clock::Timestamp;
 use crate::domain::money::{Currency, Money};
 use crate::domain::subscription::SubscriptionStatus;
-use crate::domain::upgrade::{Billing, Hurdle, Item, Quote, Schedule, Terms, UnpaidInvoice};
+use crate::domain::upgrade::{Billing, Hurdle, Item, Schedule, Terms, UnpaidInvoice};
 
 /// Another price for one of a subscription's items; the others stay as they are.
 #[derive(Debug, Clone, Copy)]
@@ -32,14 +32,11 @@ impl Stripe {
     pub async fn terms(&self, subscription_id: &str) -> Result<Terms, StripeError> {
         #[derive(Serialize)]
         struct Query {
-            expand: [&'static str; 1],
+            expand: [&'static str; 2],
         }
         let path = format!("/subscriptions/{}", path_segment(subscription_id, "subscription id")?);
-        let found: Found = self.get(&path, &Query { expand: ["latest_invoice"] }).await?;
-        let schedule = match &found.schedule {
-            Some(id) => Some(self.schedule(id).await?),
-            None => None,
-        };
+        let query = Query { expand: ["latest_invoice", "schedule"] };
+        let found: Found = self.get(&path, &query).await?;
         let items = match found.items.has_more {
             true => self.all_items(subscription_id).await?,
             false => found.items.data,
@@ -57,7 +54,7 @@ impl Stripe {
             pending_until: found
                 .pending_update
                 .map(|pending| Timestamp::from_seconds(pending.expires_at)),
-            schedule,
+            schedule: found.schedule.map(Schedule::from),
             discounted,
             billing: Billing {
                 collection_method: found.collection_method,
@@ -84,12 +81,6 @@ impl Stripe {
         let query = Query { subscription, limit: 100 };
         let page: Page<FoundItem> = self.get("/subscription_items", &query).await?;
         Ok(page.data)
-    }
-
-    async fn schedule(&self, id: &str) -> Result<Schedule, StripeError> {
-        let path = format!("/subscription_schedules/{}", path_segment(id, "schedule id")?);
-        let found: FoundSchedule = self.get(&path, &Nothing {}).await?;
-        Ok(found.into())
     }
 
     /// What keeps `invoice` from being paid, as far as the events since it was made tell. It is
@@ -126,22 +117,35 @@ impl Stripe {
         })
     }
 
-    /// What a change comes to, by Stripe's own reckoning: what is due on confirmation, and what
-    /// each period after the present one costs.
+    /// What is due when a change is confirmed, by Stripe's own reckoning.
     ///
     /// # Errors
     /// When Stripe cannot be asked or refuses, such as for a price in another currency.
-    pub async fn quote(&self, change: PlanChange<'_>) -> Result<Quote, StripeError> {
-        let details = ChangeForm::of(change);
-        let next = Preview {
+    pub async fn due_now(&self, change: PlanChange<'_>) -> Result<Money, StripeError> {
+        let invoice = self.preview(change, "next").await?;
+        money(invoice.amount_due, &invoice)
+    }
+
+    /// What each period after the present one costs after a change, by Stripe's own reckoning.
+    ///
+    /// # Errors
+    /// As with [`Self::due_now`].
+    pub async fn due_later(&self, change: PlanChange<'_>) -> Result<Money, StripeError> {
+        let invoice = self.preview(change, "recurring").await?;
+        money(invoice.total, &invoice)
+    }
+
+    async fn preview(
+        &self,
+        change: PlanChange<'_>,
+        mode: &'static str,
+    ) -> Result<Invoice, StripeError> {
+        let preview = Preview {
             subscription: change.subscription_id,
-            preview_mode: "next",
-            subscription_details: &details,
+            preview_mode: mode,
+            subscription_details: ChangeForm::of(change),
         };
-        let recurring = Preview { preview_mode: "recurring", ..next };
-        let due: Invoice = self.post("/invoices/create_preview", &next).await?;
-        let later: Invoice = self.post("/invoices/create_preview", &recurring).await?;
-        Ok(Quote { due_now: money(due.amount_due, &due)?, later: money(later.total, &later)? })
+        self.post("/invoices/create_preview", &preview).await
     }
 
     /// Changes the plan now and charges for it now. If the payment does not come through at once,
@@ -164,7 +168,8 @@ impl Stripe {
     }
 
     /// Plans the change for the moment at which the present period of the changed item ends. Until
-    /// then nothing changes.
+    /// then nothing changes. `false` if the subscription has other prices by now than `terms` say:
+    /// then nothing is planned, because a plan repeats what there is.
     ///
     /// # Errors
     /// When Stripe cannot be asked or refuses.
@@ -174,7 +179,7 @@ impl Stripe {
         change: PlanChange<'_>,
         customer_id: &str,
         key: &str,
-    ) -> Result<(), StripeError> {
+    ) -> Result<bool, StripeError> {
         #[derive(Serialize)]
         struct New<'a> {
             from_subscription: &'a str,
@@ -188,6 +193,14 @@ impl Stripe {
                 made.into()
             }
         };
+        let mut had: Vec<_> = terms.items.iter().map(|item| item.price_id.as_str()).collect();
+        let mut has: Vec<_> = schedule.price_ids.iter().map(String::as_str).collect();
+        had.sort_unstable();
+        has.sort_unstable();
+        if had != has {
+            self.release_schedule(&schedule.id).await?;
+            return Ok(false);
+        }
         let item = terms.items.iter().find(|item| item.id == change.item_id);
         let item = item.ok_or_else(|| StripeError::unsendable("item id"))?;
         let start = schedule.phase_start.unwrap_or(item.period_start).seconds();
@@ -212,7 +225,7 @@ impl Stripe {
         };
         let path =
             format!("/subscription_schedules/{}", path_segment(&schedule.id, "schedule id")?);
-        self.post::<Unread>(&path, &form).await.map(|_| ())
+        self.post::<Unread>(&path, &form).await.map(|_| true)
     }
 
     /// Gives up what a schedule has planned; the subscription goes on as it is.
@@ -240,7 +253,7 @@ struct Found {
     cancel_at: Option<i64>,
     cancel_at_period_end: bool,
     pending_update: Option<PendingUpdate>,
-    schedule: Option<String>,
+    schedule: Option<FoundSchedule>,
     latest_invoice: Option<LatestInvoice>,
     discounts: Vec<String>,
     collection_method: String,
@@ -351,16 +364,21 @@ struct FoundPhaseItem {
 
 impl From<FoundSchedule> for Schedule {
     fn from(found: FoundSchedule) -> Self {
-        let end = found.current_phase.as_ref().map(|phase| phase.end_date);
-        let next = found.phases.into_iter().find(|phase| Some(phase.start_date) == end);
+        let phases = found.phases;
+        let begun_at = |moment: Option<i64>| -> Option<Vec<String>> {
+            let phase = phases.iter().find(|phase| Some(phase.start_date) == moment)?;
+            Some(phase.items.iter().map(|item| item.price.clone()).collect())
+        };
+        let (start, end) = found.current_phase.map(|now| (now.start_date, now.end_date)).unzip();
+        let next = begun_at(end);
         let plans_nothing = next.is_none() && found.end_behavior == "release";
-        let next_items = next.into_iter().flat_map(|phase| phase.items);
         let is_named = found.metadata.is_some_and(|all| all.contains_key(CUSTOMER_ID_KEY));
         Self {
             id: found.id,
             is_ours: is_named || plans_nothing,
-            phase_start: found.current_phase.map(|now| Timestamp::from_seconds(now.start_date)),
-            next_price_ids: next_items.map(|item| item.price).collect(),
+            phase_start: start.map(Timestamp::from_seconds),
+            price_ids: begun_at(start).unwrap_or_default(),
+            next_price_ids: next.unwrap_or_default(),
         }
     }
 }
@@ -372,11 +390,11 @@ struct Invoice {
     currency: String,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Serialize)]
 struct Preview<'a> {
     subscription: &'a str,
     preview_mode: &'static str,
-    subscription_details: &'a ChangeForm<'a>,
+    subscription_details: ChangeForm<'a>,
 }
 
 #[derive(Serialize)]

@@ -10,8 +10,6 @@ use super::objects::{CUSTOMER_ID_KEY, path_segment};
 use super::{Stripe, StripeError, StripeErrorKind};
 use crate::clock::Timestamp;
 use crate::domain::customer::Profile;
-use crate::domain::money::{Currency, Money};
-use crate::domain::plan::Interval;
 
 /// How far apart two clocks may be, and how long a call may be under way.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
@@ -48,48 +46,6 @@ pub enum CheckoutState {
     /// It was paid, and there is a subscription.
     Complete,
     Expired,
-}
-
-/// A price as Stripe has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PriceFound {
-    pub id: String,
-    /// `None` where it is no whole number of minor units or has tiers.
-    pub amount: Option<Money>,
-    /// `None` for another one than those of plans.
-    pub interval: Option<Interval>,
-}
-
-#[derive(miniserde::Deserialize)]
-struct FoundPrice {
-    id: String,
-    currency: String,
-    unit_amount: Option<i64>,
-    recurring: Option<Recurring>,
-}
-
-#[derive(miniserde::Deserialize)]
-struct Recurring {
-    interval: String,
-    interval_count: i64,
-}
-
-impl From<FoundPrice> for PriceFound {
-    fn from(price: FoundPrice) -> Self {
-        let currency: Option<Currency> = price.currency.parse().ok();
-        let recurring = price.recurring.as_ref();
-        let interval = recurring.and_then(|r| match (r.interval.as_str(), r.interval_count) {
-            ("month", 1) => Some(Interval::Month),
-            ("year", 1) => Some(Interval::Year),
-            _ => None,
-        });
-        let amount = price.unit_amount.zip(currency);
-        Self {
-            id: price.id,
-            amount: amount.map(|(minor, currency)| Money { minor, currency }),
-            interval,
-        }
-    }
 }
 
 #[derive(miniserde::Deserialize)]
@@ -202,25 +158,6 @@ impl Stripe {
         Err(StripeError::unreachable("a list of Stripe's does not end"))
     }
 
-    /// The active price with this lookup key, if there is one, and what it costs.
-    ///
-    /// # Errors
-    /// When Stripe cannot be asked or refuses to answer.
-    pub async fn price_by_lookup_key(
-        &self,
-        lookup_key: &str,
-    ) -> Result<Option<PriceFound>, StripeError> {
-        #[derive(Serialize)]
-        struct Query<'a> {
-            active: bool,
-            lookup_keys: [&'a str; 1],
-            limit: i64,
-        }
-        let query = Query { active: true, lookup_keys: [lookup_key], limit: 1 };
-        let page: Page<FoundPrice> = self.get("/prices", &query).await?;
-        Ok(page.data.into_iter().next().map(PriceFound::from))
-    }
-
     /// Opens a page on which the customer pays for a first subscription; the same one under the
     /// same key.
     ///
@@ -310,8 +247,12 @@ impl Stripe {
         if found.status != "incomplete" {
             return Ok(found.status == "incomplete_expired");
         }
-        let open = |invoice: &FirstInvoice| invoice.status.as_deref() == Some("open");
-        let Some(invoice) = found.latest_invoice.filter(open) else { return Ok(true) };
+        let invoice = match found.latest_invoice {
+            Some(invoice) if invoice.status.as_deref() == Some("open") => invoice,
+            // Paid a moment ago: the subscription is about to become active.
+            Some(invoice) if invoice.status.as_deref() == Some("paid") => return Ok(false),
+            _ => return Ok(true),
+        };
         let path = format!("/invoices/{}/void", path_segment(&invoice.id, "invoice id")?);
         let voided: Result<Unread, StripeError> = self.post(&path, &Nothing {}).await;
         match voided {

@@ -1,16 +1,8 @@
-//! Stripe's customer portal: the configuration that is ours, and links into it.
-
-use std::collections::HashMap;
+//! Links into Stripe's customer portal.
 
 use serde::Serialize;
 
-use super::calls::Page;
 use super::{Stripe, StripeError};
-use crate::domain::upgrade::Portal;
-
-/// By `metadata[tollgate]=portal` a configuration says that it is ours.
-const OURS: (&str, &str) = ("tollgate", "portal");
-const PAGE: i64 = 100;
 
 /// What a link into the portal opens.
 #[derive(Debug, Clone, Copy)]
@@ -24,26 +16,6 @@ pub enum PortalFlow<'a> {
 }
 
 impl Stripe {
-    /// The active portal configuration that is ours, with the prices it lets customers change
-    /// between: none at all if it does not let them.
-    ///
-    /// # Errors
-    /// When Stripe cannot be asked or refuses to answer.
-    pub async fn portal(&self) -> Result<Option<Portal>, StripeError> {
-        #[derive(Serialize)]
-        struct Query {
-            active: bool,
-            limit: i64,
-        }
-        let query = Query { active: true, limit: PAGE };
-        let page: Page<Configuration> = self.get("/billing_portal/configurations", &query).await?;
-        let ours = page.data.into_iter().find(|configuration| {
-            let metadata = configuration.metadata.as_ref();
-            metadata.and_then(|all| all.get(OURS.0)).is_some_and(|word| word == OURS.1)
-        });
-        Ok(ours.map(Portal::from))
-    }
-
     /// A link into the portal for one customer; it is good for some minutes and one visit.
     ///
     /// Without a `configuration_id` Stripe takes the account's default one, which it may not have.
@@ -81,42 +53,6 @@ impl Stripe {
         };
         let made: Made = self.post("/billing_portal/sessions", &form).await?;
         Ok(made.url)
-    }
-}
-
-#[derive(miniserde::Deserialize)]
-struct Configuration {
-    id: String,
-    metadata: Option<HashMap<String, String>>,
-    features: Features,
-}
-
-#[derive(miniserde::Deserialize)]
-struct Features {
-    subscription_update: SubscriptionUpdate,
-}
-
-#[derive(miniserde::Deserialize)]
-struct SubscriptionUpdate {
-    enabled: bool,
-    products: Option<Vec<Product>>,
-}
-
-#[derive(miniserde::Deserialize)]
-struct Product {
-    prices: Vec<String>,
-}
-
-impl From<Configuration> for Portal {
-    fn from(configuration: Configuration) -> Self {
-        let update = configuration.features.subscription_update;
-        let prices =
-            |all: Vec<Product>| all.into_iter().flat_map(|product| product.prices).collect();
-        let price_ids = match update.enabled {
-            true => update.products.map(prices),
-            false => Some(Vec::new()),
-        };
-        Self { configuration_id: configuration.id, price_ids }
     }
 }
 

@@ -7,9 +7,11 @@ mod down;
 mod page;
 mod portal;
 
+use std::time::Duration;
+
 use reqwest::Response;
 use serde_json::{Value, json};
-use tollgate::sim::{Card, CheckoutPayment};
+use tollgate::sim::{Card, CheckoutPayment, FaultKind, LoggedRequest};
 
 use crate::harness::postgres::TestDb;
 use crate::harness::world::{Reply, World};
@@ -140,6 +142,30 @@ async fn press(world: &World, token: &str) -> (u16, Option<String>, String) {
         page.split_once("content=\"0; url=").map(|(_, rest)| rest.split('"').next().unwrap());
     let location = location.map(|query| format!("{PUBLIC}/upgrade{query}"));
     (status, location.or_else(|| away.map(str::to_owned)), page)
+}
+
+/// Lets `during` happen between the answer that Stripe makes to the next call of `path` and its
+/// arrival at whoever asks by `request`; answers what came of that.
+async fn while_stripe_answers<T: Send + 'static>(
+    world: &World,
+    path: &str,
+    request: impl Future<Output = T> + Send + 'static,
+    during: impl AsyncFnOnce(),
+) -> T {
+    world.sim.fail_next(path, 1, FaultKind::SlowBodyMs(1000));
+    let asked = asked_at(world, path);
+    let asks = tokio::spawn(request);
+    while asked_at(world, path) == asked {
+        tokio::task::yield_now().await;
+    }
+    during().await;
+    world.clock.advance(Duration::from_secs(1));
+    asks.await.expect("it is answered")
+}
+
+fn asked_at(world: &World, path: &str) -> usize {
+    let answered = |request: &&LoggedRequest| request.path == path && request.status.is_some();
+    world.sim.requests().iter().filter(answered).count()
 }
 
 /// Opens a page of ours, presses its button and reads the page that this leads to.

@@ -243,7 +243,7 @@ fn unsellable(
 }
 
 /// In what the price is not what the plans file says; all of it is fixed for ever in a price.
-fn differences(offer: &Offer, price: &found::Price) -> Vec<Difference> {
+pub(super) fn differences(offer: &Offer, price: &found::Price) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut compare = |what: &str, found: String, wanted: String| {
         if found != wanted {
@@ -266,11 +266,6 @@ fn differences(offer: &Offer, price: &found::Price) -> Vec<Difference> {
     let scheme = if price.plain { "per unit" } else { "tiers or packages" };
     compare("scheme", scheme.to_owned(), "per unit".to_owned());
     differences
-}
-
-/// Whether the price says what the plans file says.
-pub(super) fn is_as_offered(offer: &Offer, price: &found::Price) -> bool {
-    differences(offer, price).is_empty()
 }
 
 /// The price that this one replaced, if it can still be bought.

@@ -91,6 +91,13 @@ pub struct Portal {
     pub prices: Vec<(String, String)>,
 }
 
+impl Portal {
+    /// Whether customers may change to this price there.
+    pub fn offers(&self, price_id: &str) -> bool {
+        self.prices.iter().any(|(_, price)| price == price_id)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub id: String,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::catalog::{holder, is_as_offered, is_needless, right_or_different};
+use super::catalog::{holder, is_needless, right_or_different};
 use super::found::{Portal, Price};
 use super::{Change, Creation, Difference, Kind, Offer, PortalTerms, PriceRef, State, Step, Write};
 
@@ -61,7 +61,7 @@ fn movable(offers: &[Offer], prices: &[Price]) -> Result<Vec<(String, PriceRef)>
                  which the portal does not take; give each plan a product of its own"
             ));
         }
-        let stays = holder.filter(|price| is_as_offered(offer, price));
+        let stays = holder.filter(|price| offer.is_sold_by(price));
         let price = match stays {
             Some(price) => PriceRef::Id(price.id.clone()),
             None => PriceRef::New { lookup_key: offer.lookup_key.clone() },

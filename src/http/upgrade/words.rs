@@ -8,7 +8,7 @@ use crate::domain::answer::offer;
 use crate::domain::money::Money;
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::returning::Return;
-use crate::domain::upgrade::{Hurdle, NoWay, Quote};
+use crate::domain::upgrade::{Hurdle, NoWay};
 use crate::sync::upgrade::{State, UpgradeError, View};
 
 /// One box of the page.
@@ -94,9 +94,11 @@ pub fn say(view: &View, catalog: &Catalog, returned: Option<Return>) -> Said {
                 .line("You confirm it on the next page, which is Stripe's.")
                 .button(format!("Continue to {}", wanted.name))
         }
-        State::Confirm { quote, until, ends } => {
+        State::Confirm { due_now, later, until, ends } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
-            confirm(offered(said, wanted, catalog), wanted, now, *quote, *until, *ends)
+            let said = due(offered(said, wanted, catalog), *due_now);
+            let said = afterwards(said, wanted, *later, *until, *ends);
+            confirm(said, wanted, now, *due_now)
         }
         State::AtPeriodEnd { at, later } => {
             let said = Said::new(format!("Change to {}", wanted.name), unchanged(turned_back));
@@ -164,27 +166,31 @@ fn offered(mut said: Said, wanted: &Plan, catalog: &Catalog) -> Said {
     }
 }
 
-fn confirm(
+fn due(said: Said, now: Money) -> Said {
+    said.fact("Due now", if now.minor <= 0 { "nothing".to_owned() } else { now.to_string() })
+}
+
+/// What each period costs from `until` on; without it a new period begins at once.
+fn afterwards(
     said: Said,
     wanted: &Plan,
-    now: &str,
-    quote: Quote,
-    until: Timestamp,
+    later: Money,
+    until: Option<Timestamp>,
     ends: bool,
 ) -> Said {
-    let due = quote.due_now;
-    let nothing = due.minor <= 0;
-    let due_words = if nothing { "nothing".to_owned() } else { due.to_string() };
-    let said = said.fact("Due now", due_words);
-    let said = if ends {
-        said.line(format!(
+    match until {
+        Some(until) if ends => said.line(format!(
             "Your subscription ends on {}, as planned. The new plan holds until then.",
             day(until)
-        ))
-    } else {
-        said.fact(&format!("From {}", day(until)), each(quote.later, wanted))
-    };
-    if nothing {
+        )),
+        Some(until) => said.fact(&format!("From {}", day(until)), each(later, wanted)),
+        None if ends => said.line("Your subscription still ends, as planned."),
+        None => said.fact("After that", each(later, wanted)),
+    }
+}
+
+fn confirm(said: Said, wanted: &Plan, now: &str, due: Money) -> Said {
+    if due.minor <= 0 {
         return said.button(format!("Change to {}", wanted.name));
     }
     said.line(format!(

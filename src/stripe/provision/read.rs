@@ -40,6 +40,23 @@ impl Stripe {
         }
     }
 
+    /// The active price with this lookup key, if there is one.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses to answer.
+    pub async fn price_by_lookup_key(&self, lookup_key: &str) -> Result<Option<Price>> {
+        let query = [("active", "true"), ("lookup_keys[]", lookup_key)];
+        self.every_row("/v1/prices", &query).await?.first().map(price).transpose()
+    }
+
+    /// The active portal configuration that is ours, if there is one.
+    ///
+    /// # Errors
+    /// When Stripe cannot be asked or refuses to answer.
+    pub async fn portal(&self) -> Result<Option<Portal>> {
+        Ok(self.find_portals().await?.into_iter().next())
+    }
+
     async fn find_meters(&self) -> Result<Vec<Meter>> {
         let rows = self.every_row("/v1/billing/meters", &[]).await?;
         rows.iter().map(meter).collect()

@@ -5,14 +5,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Patience, StartKind, Survey, UpgradeError, Wish, buyable, page, set_out, start, survey,
-    sync_now,
+    Lead, Patience, Survey, UpgradeError, Wish, buyable, lead, page, set_out, survey, sync_now,
 };
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::link::{Quoted, Ticket};
 use crate::domain::money::Money;
-use crate::domain::upgrade::{Current, NoWay, Quote, Way};
+use crate::domain::upgrade::{Current, NoWay, Way};
 use crate::stripe::{PlanChange, StripeError, StripeErrorKind};
 
 /// How long what the page says about money holds. After that it is shown anew.
@@ -54,7 +53,8 @@ async fn go(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
     };
     let wish = Wish::of(app, ticket, &plan_id);
     let look = Step::Look { token: app.links.upgrade_token(&wish.ticket()) };
-    let survey = survey(app, &catalog, &ticket.customer_id, buyable(&catalog, &plan_id)?).await?;
+    let wanted = buyable(&catalog, &plan_id)?;
+    let survey = survey(app, &catalog, &ticket.customer_id, wanted, ticket.here).await?;
     match (survey.way, agreed(app, &survey, ticket).await?) {
         (Err(NoWay::AlreadyOnPlan), _) => {
             sync_now(app, &ticket.customer_id).await;
@@ -70,13 +70,13 @@ async fn go(app: &App, ticket: &Ticket) -> Result<Step, UpgradeError> {
         (Ok(Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending), _) => Ok(look),
         (way, _) => {
             way?;
-            let start = match set_out(app, &survey, &wish, &mut None).await? {
-                Some(start) => start,
-                None => start(app, &wish).await?,
+            let lead = match set_out(app, &survey, &wish, &mut None).await? {
+                Some(lead) => lead,
+                None => lead(app, &wish).await?,
             };
-            Ok(match start.kind {
-                StartKind::Confirm => look,
-                StartKind::Checkout | StartKind::Portal => Step::Away { url: start.url },
+            Ok(match lead {
+                Lead::Stripe(start) => Step::Away { url: start.url },
+                Lead::Ours(ticket) => Step::Look { token: app.links.upgrade_token(&ticket) },
             })
         }
     }
@@ -90,39 +90,27 @@ async fn agreed<'t>(
 ) -> Result<Option<&'t Quoted>, UpgradeError> {
     let fresh = |quoted: &&Quoted| app.clock.now().since(quoted.at) < QUOTE_FOR;
     let Some(quoted) = ticket.quoted.as_ref().filter(fresh) else { return Ok(None) };
-    let quote = match quote(survey, quoted.at).await {
+    let due_now = match due_now(survey, quoted.at).await {
         // Stripe reckons nothing for a period that is over.
         Err(UpgradeError::Stripe(error))
             if matches!(error.kind, StripeErrorKind::Refused { .. }) =>
         {
             return Ok(None);
         }
-        quote => quote?,
+        due_now => due_now?,
     };
-    Ok((quoted.change == fingerprint(survey, survey.way, quote)).then_some(quoted))
+    Ok((quoted.change == fingerprint(survey, survey.way, due_now)).then_some(quoted))
 }
 
-/// What going the survey's way costs if it is agreed to at `at`; `None` where that is for Stripe's
-/// pages to say, or there is nothing to pay.
-pub(super) async fn quote(
+/// What is charged when the survey's way is agreed to at `at`; `None` where that is for Stripe's
+/// pages to say, or nothing is.
+pub(super) async fn due_now(
     survey: &Survey<'_>,
     at: Timestamp,
-) -> Result<Option<Quote>, UpgradeError> {
-    let (Some(current), Some(price)) = (&survey.current, &survey.wanted.price) else {
-        return Ok(None);
-    };
-    match survey.way {
-        Ok(Way::Confirm) => {
-            let change = plan_change(current, &survey.price_id, at);
-            Ok(Some(survey.stripe.quote(change).await?))
-        }
-        Ok(Way::AtPeriodEnd) => {
-            let seats = i64::try_from(current.item.quantity.unwrap_or(1)).unwrap_or(i64::MAX);
-            let later = Money { minor: price.amount.minor.saturating_mul(seats), ..price.amount };
-            Ok(Some(Quote { due_now: Money { minor: 0, ..price.amount }, later }))
-        }
-        _ => Ok(None),
-    }
+) -> Result<Option<Money>, UpgradeError> {
+    let (Some(current), Ok(Way::Confirm)) = (&survey.current, survey.way) else { return Ok(None) };
+    let change = plan_change(current, &survey.price_id, at);
+    Ok(Some(survey.stripe.due_now(change).await?))
 }
 
 /// What going `way` would do: another seat or another price since the page was made is another
@@ -132,7 +120,7 @@ pub(super) async fn quote(
 pub(super) fn fingerprint(
     survey: &Survey<'_>,
     way: Result<Way, NoWay>,
-    quote: Option<Quote>,
+    due_now: Option<Money>,
 ) -> String {
     let Some(current) = &survey.current else { return String::new() };
     let (item, terms) = (&current.item, &current.terms);
@@ -140,7 +128,6 @@ pub(super) fn fingerprint(
         Ok(Way::Keep) => format!("{:?}", terms.schedule),
         _ => format!("{:?} {}", terms.items, survey.price_id),
     };
-    let due_now = quote.map(|quote| quote.due_now);
     let goes = format!("{way:?} {due_now:?} {}", item.period_end.seconds());
     let parts = [&goes, &terms.subscription_id, &item.id, &what];
     hex::encode(&Sha256::digest(parts.map(String::as_str).join("\n"))[..8])
@@ -174,7 +161,9 @@ async fn carry_out(
         }
         Way::AtPeriodEnd => {
             let stripe = &survey.stripe;
-            stripe.change_plan_later(&current.terms, change, id.as_str(), &key).await?;
+            if !stripe.change_plan_later(&current.terms, change, id.as_str(), &key).await? {
+                return Err(UpgradeError::Overtaken);
+            }
             tracing::info!(customer_id = %id, plan = survey.wanted.id.as_str(), "a change of plan is scheduled");
             Ok(Outcome::AsStripeSays)
         }

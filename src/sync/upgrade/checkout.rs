@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::{Survey, UpgradeError, customer, price_of};
 use crate::app::App;
+use crate::domain::customer::Customer;
 use crate::domain::ids::CustomerId;
 use crate::domain::returning::{Return, ReturnUrl};
 use crate::store::upgrades::Checkout;
@@ -61,7 +62,8 @@ pub(super) async fn open(
         expires_at: now.plus(OPEN_FOR),
         session_id: None,
     };
-    let held = app.store.claim_checkout(&wanted).await?;
+    let known = survey.customer.tier.subscription.as_ref().map(|live| live.id.as_str());
+    let Some(held) = app.store.claim_checkout(&wanted, known).await? else { return Ok(None) };
     let serves = serves(app, &held, &wanted);
     let Some(session_id) = &held.session_id else {
         return match serves {
@@ -83,14 +85,25 @@ pub(super) async fn open(
     Ok(None)
 }
 
-/// Closes the page that a customer with a live subscription may still have open: it would sell a
-/// second one.
-pub(super) async fn close(app: &App, stripe: &Stripe, id: &CustomerId) -> Result<(), UpgradeError> {
-    let Some(held) = app.store.checkout(id).await? else { return Ok(()) };
+/// Closes the page that a customer with the live subscription `subscription_id` may still have open:
+/// it would sell a second one.
+///
+/// The row goes only when the subscription is known here. Until then its session, which is over, is
+/// what tells a survey of before the subscription to look again; afterwards the subscription is.
+pub(super) async fn close(
+    app: &App,
+    stripe: &Stripe,
+    customer: &Customer,
+    subscription_id: &str,
+) -> Result<(), UpgradeError> {
+    let Some(held) = app.store.checkout(&customer.id).await? else { return Ok(()) };
     if let Some(session_id) = &held.session_id {
         stripe.expire_checkout(session_id).await?;
     }
-    Ok(app.store.drop_checkout(&held).await?)
+    match &customer.tier.subscription {
+        Some(known) if known.id == subscription_id => Ok(app.store.drop_checkout(&held).await?),
+        _ => Ok(()),
+    }
 }
 
 /// Closes the sessions that have outlived what they were made for. Losing this to a crash costs

@@ -21,10 +21,12 @@ use crate::domain::customer::Customer;
 use crate::domain::ids::{CustomerId, PlanId};
 use crate::domain::link::Ticket;
 use crate::domain::plan::{Catalog, Plan};
+use crate::domain::provision::Offer;
+use crate::domain::provision::found::Portal;
 use crate::domain::returning::{Return, ReturnUrl};
 use crate::domain::subscription::SubscriptionStatus;
 use crate::domain::tier::{NoTier, giving, is_to_a_plan};
-use crate::domain::upgrade::{Current, NoWay, Portal, Way, way};
+use crate::domain::upgrade::{Current, NoWay, Way, way};
 use crate::store::StoreError;
 use crate::stripe::{PortalFlow, Stripe, StripeError, StripeErrorKind};
 
@@ -47,6 +49,8 @@ pub struct Wish {
     pub return_url: Option<ReturnUrl>,
     /// Until when a link to our own page is good.
     pub expires_at: Timestamp,
+    /// Not by the portal, which has refused: the way is our own page.
+    here: bool,
     /// Whose it is.
     asker: Asker,
 }
@@ -57,7 +61,8 @@ enum Asker {
     /// The product, which knows that it is the customer who is in front of it.
     Product,
     /// Whoever holds a link. Links are in mails, and mails are passed on: they must not open a
-    /// customer's invoices and addresses.
+    /// customer's invoices and addresses. The one exception is the page of an invoice that keeps a
+    /// change or the present plan waiting: it can be paid nowhere else.
     Holder,
 }
 
@@ -70,7 +75,7 @@ impl Wish {
         now: Timestamp,
     ) -> Self {
         let (return_url, expires_at) = (Some(return_url), now.plus(LINK_FOR));
-        Self { customer_id, plan_id, return_url, expires_at, asker: Asker::Product }
+        Self { customer_id, plan_id, return_url, expires_at, here: false, asker: Asker::Product }
     }
 
     /// The one of whoever holds `ticket`.
@@ -81,6 +86,7 @@ impl Wish {
             // What was signed yesterday may lead where nothing of ours is today.
             return_url: ticket.return_url.as_deref().and_then(|url| app.returns.check(url)),
             expires_at: ticket.expires_at,
+            here: ticket.here,
             asker: Asker::Holder,
         }
     }
@@ -91,6 +97,7 @@ impl Wish {
             customer_id: self.customer_id.clone(),
             plan_id: Some(self.plan_id.clone()),
             return_url: self.return_url.as_ref().map(|url| url.as_str().to_owned()),
+            here: self.here,
             quoted: None,
             expires_at: self.expires_at,
         }
@@ -164,17 +171,33 @@ pub enum UpgradeError {
 /// # Errors
 /// When there is no way, or Stripe cannot be asked.
 pub async fn start(app: &App, wish: &Wish) -> Result<Start, UpgradeError> {
+    Ok(match lead(app, wish).await? {
+        Lead::Stripe(start) => start,
+        Lead::Ours(ticket) => {
+            Start { url: app.links.upgrade_url(&ticket), kind: StartKind::Confirm }
+        }
+    })
+}
+
+/// The first page of a way.
+enum Lead {
+    Stripe(Start),
+    /// Our own, for the holder of this ticket.
+    Ours(Ticket),
+}
+
+async fn lead(app: &App, wish: &Wish) -> Result<Lead, UpgradeError> {
     let (_, catalog) = app.plans.active();
     let wanted = buyable(&catalog, &wish.plan_id)?;
     let mut over = None;
     for _ in 0..ATTEMPTS {
-        let survey = survey(app, &catalog, &wish.customer_id, wanted).await?;
+        let survey = survey(app, &catalog, &wish.customer_id, wanted, wish.here).await?;
         if page::is_news(&survey) {
             // Who is told that there is nothing to buy must find the gate open.
             sync_now(app, &wish.customer_id).await;
         }
-        if let Some(start) = set_out(app, &survey, wish, &mut over).await? {
-            return Ok(start);
+        if let Some(lead) = set_out(app, &survey, wish, &mut over).await? {
+            return Ok(lead);
         }
     }
     Err(UpgradeError::Overtaken)
@@ -206,6 +229,7 @@ async fn survey<'c>(
     catalog: &'c Catalog,
     id: &CustomerId,
     wanted: &'c Plan,
+    here: bool,
 ) -> Result<Survey<'c>, UpgradeError> {
     let customer = app.store.customer(id).await?.ok_or(UpgradeError::UnknownCustomer)?;
     let stripe = app.stripe.clone().ok_or(UpgradeError::NotConfigured)?;
@@ -234,10 +258,15 @@ async fn survey<'c>(
         let terms = stripe.terms(&subscription.id).await?;
         let item = terms.items.iter().find(|found| found.id == item.id).cloned();
         let item = item.ok_or(UpgradeError::Overtaken)?;
-        survey.price_id = price_of(stripe, wanted).await?;
-        survey.portal = stripe.portal().await?;
+        // The plan that the customer is on is kept at the price it has, whatever the plans file asks
+        // of others by now.
+        survey.price_id = match wanted.id == plan.id {
+            true => item.price_id.clone(),
+            false => price_of(stripe, wanted).await?,
+        };
+        survey.portal = if here { None } else { stripe.portal().await? };
+        checkout::close(app, stripe, &survey.customer, &subscription.id).await?;
         survey.current = Some(Current { plan, item, terms });
-        checkout::close(app, stripe, id).await?;
     }
     // What else is sold to the same Stripe customer is none of our business.
     let unfinished = subscriptions.iter().filter(|found| {
@@ -250,13 +279,12 @@ async fn survey<'c>(
 }
 
 async fn price_of(stripe: &Stripe, plan: &Plan) -> Result<String, UpgradeError> {
-    let price = plan.price.as_ref().ok_or(UpgradeError::NoPrice)?;
-    let lookup_key = price.lookup_key.clone();
-    let Some(found) = stripe.price_by_lookup_key(&lookup_key).await? else {
-        return Err(UpgradeError::PriceNotInStripe { lookup_key });
-    };
-    let is_as_shown = (found.amount, found.interval) == (Some(price.amount), Some(price.interval));
-    if is_as_shown { Ok(found.id) } else { Err(UpgradeError::PriceDiffers { lookup_key }) }
+    let offer = Offer::of(plan).ok_or(UpgradeError::NoPrice)?;
+    match stripe.price_by_lookup_key(&offer.lookup_key).await? {
+        Some(found) if offer.is_sold_by(&found) => Ok(found.id),
+        Some(_) => Err(UpgradeError::PriceDiffers { lookup_key: offer.lookup_key }),
+        None => Err(UpgradeError::PriceNotInStripe { lookup_key: offer.lookup_key }),
+    }
 }
 
 /// The first page of the way that a survey has found; `None` if it was overtaken by events and the
@@ -266,19 +294,21 @@ async fn set_out(
     survey: &Survey<'_>,
     wish: &Wish,
     over: &mut Option<String>,
-) -> Result<Option<Start>, UpgradeError> {
-    let ours = || Start { url: app.links.upgrade_url(&wish.ticket()), kind: StartKind::Confirm };
+) -> Result<Option<Lead>, UpgradeError> {
     match survey.way? {
         Way::Checkout => {
             let url = checkout::open(app, survey, &wish.way_back(app), over).await?;
-            Ok(url.map(|url| Start { url, kind: StartKind::Checkout }))
+            Ok(url.map(|url| Lead::Stripe(Start { url, kind: StartKind::Checkout })))
         }
         Way::Portal | Way::Mend => {
-            let url = portal_link(survey, wish.asker, &wish.way_back(app)).await?;
-            let start = url.map(|url| Start { url, kind: StartKind::Portal });
-            Ok(Some(start.unwrap_or_else(ours)))
+            Ok(Some(match portal_link(survey, wish.asker, &wish.way_back(app)).await? {
+                Some(url) => Lead::Stripe(Start { url, kind: StartKind::Portal }),
+                None => Lead::Ours(Ticket { here: true, ..wish.ticket() }),
+            }))
         }
-        Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending => Ok(Some(ours())),
+        Way::Confirm | Way::AtPeriodEnd | Way::Keep | Way::Pending => {
+            Ok(Some(Lead::Ours(wish.ticket())))
+        }
     }
 }
 
@@ -303,7 +333,7 @@ async fn portal_link(
         (_, Asker::Product) => PortalFlow::Home,
         (_, Asker::Holder) => PortalFlow::PaymentMethod,
     };
-    let configuration = survey.portal.as_ref().map(|portal| portal.configuration_id.as_str());
+    let configuration = survey.portal.as_ref().map(|portal| portal.id.as_str());
     let (done, canceled) = (back.with(Return::Done), back.with(Return::Canceled));
     let link = survey.stripe.portal_link(stripe_id, configuration, flow, &done, &canceled).await;
     match link {

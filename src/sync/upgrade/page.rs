@@ -1,6 +1,6 @@
 //! What our own page says: which change is possible and what it costs, or what came of it.
 
-use super::change::{fingerprint, quote};
+use super::change::{due_now, fingerprint, plan_change};
 use super::{Survey, UpgradeError, buyable, survey, sync_now};
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -8,8 +8,8 @@ use crate::domain::customer::Customer;
 use crate::domain::ids::PlanId;
 use crate::domain::link::{Quoted, Ticket};
 use crate::domain::money::Money;
-use crate::domain::plan::{Catalog, Plan};
-use crate::domain::upgrade::{Current, Hurdle, NoWay, Quote, Way};
+use crate::domain::plan::{Catalog, Interval, Plan};
+use crate::domain::upgrade::{Current, Hurdle, NoWay, Way};
 
 /// What there is to show to the holder of a ticket.
 #[derive(Debug)]
@@ -36,9 +36,12 @@ pub enum State {
     AtStripe,
     /// It is to be confirmed here.
     Confirm {
-        quote: Quote,
-        /// When the present period ends.
-        until: Timestamp,
+        due_now: Money,
+        /// What each period costs after the present one.
+        later: Money,
+        /// When the present period ends; `None` if a new one begins at once, because the wanted
+        /// plan is paid for at another interval.
+        until: Option<Timestamp>,
         /// The subscription ends then.
         ends: bool,
     },
@@ -127,12 +130,12 @@ async fn state_of(
     wanted: &Plan,
     now: Timestamp,
 ) -> Result<(State, String), UpgradeError> {
-    let survey = survey(app, catalog, &ticket.customer_id, wanted).await?;
+    let survey = survey(app, catalog, &ticket.customer_id, wanted, ticket.here).await?;
     if is_news(&survey) {
         sync_now(app, &ticket.customer_id).await;
     }
-    let quote = quote(&survey, now).await?;
-    let change = fingerprint(&survey, survey.way, quote);
+    let due_now = due_now(&survey, now).await?;
+    let change = fingerprint(&survey, survey.way, due_now);
     let Some(current) = &survey.current else { return Ok((State::AtStripe, change)) };
     let terms = &current.terms;
     let at = current.item.period_end;
@@ -154,16 +157,29 @@ async fn state_of(
         Ok(Way::AtPeriodEnd) if is_planned(&survey, current) => {
             return Ok((State::Planned { at }, fingerprint(&survey, Ok(Way::Keep), None)));
         }
-        Ok(Way::AtPeriodEnd) => {
-            let quote = quote.ok_or(UpgradeError::Overtaken)?;
-            State::AtPeriodEnd { at, later: quote.later }
-        }
+        Ok(Way::AtPeriodEnd) => State::AtPeriodEnd { at, later: seats(wanted, current)? },
         Ok(Way::Confirm) => {
-            let quote = quote.ok_or(UpgradeError::Overtaken)?;
-            State::Confirm { quote, until: at, ends: terms.ends }
+            let later = plan_change(current, &survey.price_id, now);
+            State::Confirm {
+                due_now: due_now.ok_or(UpgradeError::Overtaken)?,
+                later: survey.stripe.due_later(later).await?,
+                until: Some(at).filter(|_| interval(wanted) == interval(current.plan)),
+                ends: terms.ends,
+            }
         }
     };
     Ok((state, change))
+}
+
+/// What the wanted plan costs for each period, for all seats that there are.
+fn seats(wanted: &Plan, current: &Current<'_>) -> Result<Money, UpgradeError> {
+    let price = wanted.price.as_ref().ok_or(UpgradeError::NoPrice)?;
+    let seats = i64::try_from(current.item.quantity.unwrap_or(1)).unwrap_or(i64::MAX);
+    Ok(Money { minor: price.amount.minor.saturating_mul(seats), ..price.amount })
+}
+
+fn interval(plan: &Plan) -> Option<Interval> {
+    plan.price.as_ref().map(|price| price.interval)
 }
 
 /// Whether Stripe says something that has not been heard of here yet: then the customer, who may

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tollgate::sim::FaultKind;
 
 use super::*;
-use crate::harness::world::API_KEY;
+use crate::harness::world::{API_KEY, reply};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -115,6 +114,22 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "pro", "who is told so has it");
         assert_eq!(upgrade(&world, "acme", "team").await.0, "confirm");
         assert_eq!(live(&world, session["customer"].as_str().unwrap()).await.len(), 1);
+        assert_eq!(open_sessions(&world).await.len(), 0);
+    }
+
+    async fn who_looked_before_a_page_was_paid_opens_no_other_one(db: TestDb) {
+        let world = start(&db).await;
+        let stripe_id = world.linked("acme").await;
+        let (_, url) = upgrade(&world, "acme", "pro").await;
+        let request = world.http.post(world.url("/v1/customers/acme/upgrade"));
+        let request = request.bearer_auth(API_KEY).body(wish("pro").to_string());
+        let late = while_stripe_answers(&world, "/v1/subscriptions", request.send(), async || {
+            pay(&world, &url).unwrap();
+            // The page closes what could still be paid beside that.
+            assert_eq!(ask(&world, "acme", "pro", APP).await.error(), "already_on_plan: plan_id");
+        });
+        assert_eq!(reply(late.await.unwrap()).await.error(), "already_on_plan: plan_id");
+        assert_eq!(live(&world, &stripe_id).await.len(), 1);
         assert_eq!(open_sessions(&world).await.len(), 0);
     }
 

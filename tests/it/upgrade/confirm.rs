@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tollgate::sim::FaultKind;
-
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);

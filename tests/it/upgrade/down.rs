@@ -45,6 +45,37 @@ both_databases! {
         assert_eq!(plan_of(&world, "acme").await, "pro");
     }
 
+    async fn a_plan_is_kept_at_a_price_that_nobody_can_buy_any_more(db: TestDb) {
+        let world = start(&db).await;
+        world.subscriber("acme", "pro_monthly").await;
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        let planned = go_on(&world, &down).await;
+        let path = format!("/v1/prices/{}", world.price("pro_monthly").await);
+        world.stripe("POST", &path, &[("active", "false")]).await;
+        let (_, location, _) = press(&world, &token_in(&planned)).await;
+        assert!(read(&world, &location.unwrap()).await.contains("You are on Pro"));
+        world.advance_to("2026-12-02T12:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "pro");
+    }
+
+    async fn what_is_planned_does_not_take_back_what_was_changed_meanwhile(db: TestDb) {
+        let world = start(&db).await;
+        let (_, subscription) = world.subscriber("acme", "pro_monthly").await;
+        let (_, down) = upgrade(&world, "acme", "starter").await;
+        let token = token_in(&read(&world, &down).await);
+        let button = world.http.post(world.url("/upgrade"));
+        let button = button.header("content-type", "application/x-www-form-urlencoded");
+        let button = button.body(format!("token={token}")).send();
+        let path = format!("/v1/subscriptions/{subscription}");
+        let pressed = while_stripe_answers(&world, &path, button, async || {
+            world.change_price(&subscription, "team_monthly").await;
+        });
+        assert_eq!(pressed.await.unwrap().status(), 409);
+        assert_eq!(world.stripe("GET", &path, &[]).await["schedule"], Value::Null);
+        world.advance_to("2026-12-02T12:00:00Z").await;
+        assert_eq!(plan_of(&world, "acme").await, "team");
+    }
+
     async fn a_move_up_first_gives_up_the_move_down(db: TestDb) {
         let world = start(&db).await;
         let (_, subscription) = world.subscriber("acme", "pro_monthly").await;

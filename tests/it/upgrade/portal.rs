@@ -42,6 +42,21 @@ both_databases! {
         assert_eq!(upgrade(&world, "acme", "pro").await.0, "confirm");
     }
 
+    async fn what_the_portal_refuses_is_confirmed_on_our_own_page(db: TestDb) {
+        let world = start(&db).await;
+        portal(&world).await;
+        world.subscriber("acme", "starter_monthly").await;
+        world.sim.fail_next("/v1/billing_portal/sessions", 2, FaultKind::Refused);
+        let (kind, url) = upgrade(&world, "acme", "pro").await;
+        assert_eq!(kind, "confirm");
+        assert!(read(&world, &url).await.contains("Confirm and pay $70"));
+        // The link in a mail does not know yet that the portal refuses.
+        let session = world.call("POST", "/v1/customers/acme/session", &Value::Null).await.ok();
+        let page = go_on(&world, session["upgrade_url"].as_str().unwrap()).await;
+        let (_, location, _) = press(&world, &token_in(&page)).await;
+        assert!(read(&world, &location.unwrap()).await.contains("You are on Pro"));
+    }
+
     async fn a_card_that_fails_in_the_portal_leaves_the_plan_and_the_page_says_so(db: TestDb) {
         let world = start(&db).await;
         portal(&world).await;
