@@ -186,7 +186,7 @@ pub async fn start(
     let lock = store.lock_for_serving(&config.database_url)?;
     store.migrate().await?;
     account::pin_mode(config, &store).await?;
-    if let (Some(stripe), Drive::Loops) = (&stripe, drive) {
+    if let (Some(stripe), Drive::Loops | Drive::Command) = (&stripe, drive) {
         account::pin_account(stripe, &store).await?;
     }
     let (known, source, catalog) = match drive {

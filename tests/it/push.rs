@@ -361,7 +361,7 @@ both_databases! {
         }
         assert_eq!(live.writes(), 0);
         shop.sim.set_account("acct_of_somebody_else");
-        for args in [&["serve"][..], &["stripe", "push"]] {
+        for args in [&["serve"][..], &["stripe", "push"], &["sync", "--all"]] {
             let refused = shop.machine.run(args).await;
             assert_eq!(refused.code, Some(78), "{refused:?}");
             assert!(refused.stderr.contains("is of acct_of_somebody_else"), "{refused:?}");
