@@ -61,6 +61,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "upgrades", include_str!("../../migrations/0006_upgrades.sql")),
     (7, "periods", include_str!("../../migrations/0007_periods.sql")),
     (8, "checkouts", include_str!("../../migrations/0008_checkouts.sql")),
+    (9, "books", include_str!("../../migrations/0009_books.sql")),
 ];
 
 /// What the database could not do.
