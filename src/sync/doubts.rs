@@ -54,6 +54,8 @@ pub struct Settled {
     pub ahead: bool,
     /// Stripe does not answer now.
     pub stopped: bool,
+    /// All of these, by their identifiers: a dry run may meet one twice.
+    met: HashSet<String>,
 }
 
 /// What a sum of Stripe's told about a minute.
@@ -76,7 +78,9 @@ pub(super) async fn settle_due(
 ) -> Result<Settled, SyncError> {
     let due_by = app.clock.now();
     let due = doubtful(app, None, due_by).await?;
-    settle_all(app, sums, (due, due_by), readings, Mode::Apply).await
+    let mut settled = Settled::default();
+    settle_all(app, sums, (due, due_by), readings, Mode::Apply, &mut settled).await?;
+    Ok(settled)
 }
 
 /// The same for what one customer has in doubt, whenever it was to be compared, and after it for
@@ -90,11 +94,12 @@ pub(super) async fn settle_of(
     let any_time = app.clock.now().plus(2 * AGAIN_AFTER);
     let due = doubtful(app, Some(customer_id), any_time).await?;
     let readings = &mut { SUSPECTED_READINGS };
-    let mut settled = settle_all(app, sums, (due, any_time), readings, mode).await?;
+    let mut settled = Settled::default();
+    settle_all(app, sums, (due, any_time), readings, mode, &mut settled).await?;
     let sendable = sendable(app.clock.now());
     let untaken = app.store.untaken_meter_events(customer_id, sendable, AT_ONCE).await?;
     if !settled.stopped {
-        settled.add(settle_all(app, sums, (untaken, any_time), readings, mode).await?);
+        settle_all(app, sums, (untaken, any_time), readings, mode, &mut settled).await?;
     }
     Ok(settled)
 }
@@ -117,8 +122,9 @@ async fn settle_all(
     (mut due, due_by): (Vec<Row>, Timestamp),
     readings: &mut usize,
     mode: Mode,
-) -> Result<Settled, SyncError> {
-    let mut settled = settle_places(app, sums, (&mut due, due_by), readings, mode).await?;
+    settled: &mut Settled,
+) -> Result<(), SyncError> {
+    settle_places(app, sums, (&mut due, due_by), readings, mode, settled).await?;
     let (mut asked, mut trouble) = (Vec::new(), Trouble::default());
     let in_question = in_question(&due);
     for row in &due {
@@ -130,7 +136,7 @@ async fn settle_all(
         let error = match ask_of(app, sums, &place, minute.clone(), &in_question).await {
             Ok(answer) => {
                 trouble.after(None);
-                settle_answer(app, &answer, mode, &mut settled).await?;
+                settle_answer(app, &answer, mode, settled).await?;
                 asked.push((place, minute.start));
                 continue;
             }
@@ -157,7 +163,7 @@ async fn settle_all(
             }
         }
     }
-    Ok(settled)
+    Ok(())
 }
 
 /// Settles all that is in doubt of a customer and meter by one sum, if that can tell, and takes it
@@ -169,13 +175,14 @@ async fn settle_places(
     (due, due_by): (&mut Vec<Row>, Timestamp),
     readings: &mut usize,
     mode: Mode,
-) -> Result<Settled, SyncError> {
-    let (mut settled, mut trouble) = (Settled::default(), Trouble::default());
+    settled: &mut Settled,
+) -> Result<(), SyncError> {
+    let mut trouble = Trouble::default();
     let in_question = in_question(due);
     for (place, (due_span, first)) in spans(due) {
-        let span = match is_suspected(&first) {
-            true => due_span,
-            false => whole_span(app, &place, due_span, due_by).await?,
+        let span = match is_doubtful(&first, app.clock.now()) && !is_suspected(&first) {
+            true => whole_span(app, &place, due_span, due_by).await?,
+            false => due_span,
         };
         if span == minute_of(first.timestamp) || !may_read(&first, readings) {
             continue;
@@ -186,7 +193,7 @@ async fn settle_places(
                     || answer.told == Told::Missing && answer.nothing_else =>
             {
                 trouble.after(None);
-                settle_answer(app, &answer, mode, &mut settled).await?;
+                settle_answer(app, &answer, mode, settled).await?;
                 let told_of: HashSet<_> =
                     answer.doubtful.iter().map(|row| row.identifier.as_str()).collect();
                 due.retain(|row| !told_of.contains(row.identifier.as_str()));
@@ -197,7 +204,7 @@ async fn settle_places(
             Ok(_) | Err(_) => {}
         }
     }
-    Ok(settled)
+    Ok(())
 }
 
 /// The whole minutes of what is due of each place, and the first of it.
@@ -446,6 +453,9 @@ async fn settle(app: &App, row: &Row, answer: &Answer, follows: Follows) -> Resu
 
 impl Settled {
     fn count(&mut self, row: &Row, follows: Follows) {
+        if !self.met.insert(row.identifier.clone()) {
+            return;
+        }
         match follows {
             Follows::Delivered => self.counted += 1,
             Follows::Replaced => self.replaced += 1,

@@ -114,12 +114,26 @@ both_databases! {
         assert!(!told.contains("sums of usage"), "it is compared once a day: {told}");
     }
 
-    async fn a_sum_that_the_key_may_not_read_is_its_meters_trouble(db: TestDb) {
-        let plans = include_str!("../../../plans.example.toml");
-        let world = World::with_plans(&db, plans).await;
-        world.linked("acme").await;
-        world.linked("globex").await;
+    async fn a_revoked_key_stops_the_first_reading_and_lets_no_period_wait(db: TestDb) {
+        let mut world = World::start(&db).await;
         for customer in ["acme", "globex"] {
+            world.linked(customer).await;
+            world.runs(customer, 2).await;
+        }
+        world.advance(5 * MINUTE).await;
+        world.restart_with(&[("STRIPE_SECRET_KEY", "sk_test_revoked")]).await;
+        world.clock.advance(31 * DAY).unwrap();
+        let told = Job::Reconcile.step(world.app()).await.unwrap().note.unwrap();
+        assert!(told.ends_with("Stripe's sums cannot be read now"), "{told}");
+        world.restart_with(&[]).await;
+        Job::Reconcile.step(world.app()).await.unwrap();
+        assert_eq!(proven(&db.url).await, 2);
+    }
+
+    async fn a_sum_that_the_key_may_not_read_is_its_meters_trouble(db: TestDb) {
+        let world = World::start(&db).await;
+        for customer in ["acme", "globex"] {
+            world.linked(customer).await;
             world.runs(customer, 2).await;
         }
         world.advance(5 * MINUTE).await;

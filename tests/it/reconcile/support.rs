@@ -133,6 +133,21 @@ both_databases! {
         assert_eq!(world.billed(&acme), "24");
     }
 
+    async fn what_was_never_tried_in_a_day_is_asked_about_half_an_hour_later_and_once(db: TestDb) {
+        let world = World::start(&db).await;
+        let acme = world.linked("acme").await;
+        let waits = "state = 'pending'";
+        written((&world, &db.url), ("tg_a_1", &acme, "ai_runs"), 2 * DAY, waits).await;
+        let none: [String; 0] = [];
+        for _ in 0..2 {
+            assert_eq!((synced(&world).await, states(&world).await), (none.to_vec(), vec!["tg_a_1 parked".to_owned()]));
+        }
+        world.clock.advance(31 * MINUTE).unwrap();
+        let told = ["meter events in doubt: 1 sent anew, as Stripe's sum lacks them", "usage: 7 units waiting sent"];
+        assert_eq!((synced(&world).await, world.billed(&acme)), (told.map(str::to_owned).to_vec(), "7".to_owned()));
+        assert_eq!(synced(&world).await, none);
+    }
+
     async fn what_was_refused_long_ago_is_sent_once_its_reason_is_gone(db: TestDb) {
         let world = World::start(&db).await;
         let acme = world.linked("acme").await;
