@@ -15,17 +15,33 @@ use crate::store::{StoreError, Tx};
 /// How many windows one call closes; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 500;
 
-/// Closes windows whose end has passed; answers how many were due.
+/// Closes windows whose end has passed; answers how many there were. One that cannot be closed stays
+/// open and keeps no other so.
 pub async fn close_due(app: &App) -> Result<usize, StoreError> {
-    let due = app.store.counters_to_close(app.clock.now(), AT_ONCE).await?;
-    for key in &due {
-        let mut tx = app.store.begin().await?;
-        if let Some(customer) = tx.lock_customer(&key.customer_id).await? {
-            close(app, &mut tx, &customer, key, When::IfDue).await?;
+    let mut closed = 0;
+    for key in app.store.counters_to_close(app.clock.now(), AT_ONCE).await? {
+        match close_one(app, &key).await {
+            Ok(()) => closed += 1,
+            Err(error) if error.is_outage() => return Err(error),
+            Err(error) => say_stuck(&key.customer_id, &error),
         }
-        tx.commit().await?;
     }
-    Ok(due.len())
+    Ok(closed)
+}
+
+async fn close_one(app: &App, key: &CounterKey) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    if let Some(customer) = tx.lock_customer(&key.customer_id).await? {
+        close(app, &mut tx, &customer, key, When::IfDue).await?;
+    }
+    tx.commit().await
+}
+
+fn say_stuck(customer_id: &CustomerId, error: &StoreError) {
+    tracing::error!(
+        customer_id = %customer_id, %error,
+        "a customer's metering window cannot be closed: its usage is not sent"
+    );
 }
 
 /// Closes a customer's windows whose end has passed.
@@ -49,8 +65,28 @@ pub async fn cut(app: &App, tx: &mut Tx, customer: &Customer) -> Result<(), Stor
 }
 
 /// Closes these customers' windows of Stripe's period at this instant, before it ends, in one
-/// transaction.
-pub async fn flush(app: &App, ids: &[CustomerId]) -> Result<(), StoreError> {
+/// transaction; if one of them stands in the way of that, in one for each. Answers those whose
+/// windows cannot be closed.
+pub async fn flush(app: &App, ids: &[CustomerId]) -> Result<Vec<CustomerId>, StoreError> {
+    match flush_together(app, ids).await {
+        Err(error) if !error.is_outage() => {}
+        done => return done.map(|()| Vec::new()),
+    }
+    let mut stuck = Vec::new();
+    for id in ids {
+        match flush_together(app, std::slice::from_ref(id)).await {
+            Ok(()) => {}
+            Err(error) if error.is_outage() => return Err(error),
+            Err(error) => {
+                say_stuck(id, &error);
+                stuck.push(id.clone());
+            }
+        }
+    }
+    Ok(stuck)
+}
+
+async fn flush_together(app: &App, ids: &[CustomerId]) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
     // In order of id, as everyone locks several.
     for id in ids.iter().collect::<BTreeSet<_>>() {

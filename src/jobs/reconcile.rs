@@ -7,14 +7,17 @@ use crate::sync::looks::{Looked, look_after_tiers};
 use crate::sync::reconcile::{self, Reconciled};
 
 pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
-    let expiring = reconcile::warn_of_expiring(app).await?;
-    let expiring = (expiring > 0)
-        .then(|| format!("{expiring} units of usage are over 30 days old and not at Stripe"));
     if app.stripe.is_none() {
         let note = Some("no Stripe key is configured".to_owned());
-        return Ok(Progress { note: joined([note, expiring]), ..Progress::default() });
+        return Ok(Progress { note: joined([note, expiring(app).await?]), ..Progress::default() });
     }
     let Looked { done, more, note } = look_after_tiers(app).await?;
+    if more {
+        // The next step comes at once. How many sums a run reads at most holds for all its steps,
+        // so they are read in the last.
+        return Ok(Progress { done, more, note });
+    }
+    let expiring = expiring(app).await?;
     let Reconciled { settled, proven, differing, stopped } = reconcile::usage(app).await?;
     let note = joined([
         note,
@@ -23,6 +26,12 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
         expiring,
     ]);
     Ok(Progress { done: done + settled + proven, more, note })
+}
+
+async fn expiring(app: &App) -> anyhow::Result<Option<String>> {
+    let units = reconcile::warn_of_expiring(app).await?;
+    let words = || format!("{units} units of usage are over 30 days old and not at Stripe");
+    Ok((units > 0).then(words))
 }
 
 fn joined<const N: usize>(notes: [Option<String>; N]) -> Option<String> {

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use sqlx::Row;
 
-use super::outbox::{MeterEvent, read};
-use super::{Result, Store, Tx};
+use super::outbox::{MeterEvent, Sendable, read};
+use super::{Result, Store, Tx, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
 use crate::domain::proof::Place;
@@ -63,6 +63,55 @@ impl Store {
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(read).collect()
+    }
+
+    /// Those of a customer's parked meter events that, by all that is noted here, Stripe has never
+    /// taken, and that are not [`Sendable`] any more though Stripe takes their usage; the oldest
+    /// first, at most `limit`.
+    pub async fn untaken_meter_events(
+        &self,
+        customer_id: &CustomerId,
+        sendable: Sendable,
+        limit: i64,
+    ) -> Result<Vec<MeterEvent>> {
+        let rows = sqlx::query(
+            "SELECT * FROM meter_events WHERE customer_id = $1 AND state = 'parked' \
+             AND rejected_code IS NULL AND first_sent_at_ms IS NULL AND timestamp_ms > $3 \
+             AND COALESCE(cleared_at_ms, created_at_ms) <= $2 \
+             ORDER BY timestamp_ms, identifier LIMIT $4",
+        )
+        .bind(customer_id.as_str())
+        .bind(sendable.known_after.ms())
+        .bind(sendable.taken_after.ms())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// The times of the first and the last parked meter event for a place that
+    /// [`Store::doubtful_meter_events`] would find, were it asked for all.
+    pub async fn doubtful_span(
+        &self,
+        place: &Place,
+        in_doubt_before: Timestamp,
+        settled_by: Timestamp,
+        due_by: Timestamp,
+    ) -> Result<Option<(Timestamp, Timestamp)>> {
+        let row = sqlx::query(
+            "SELECT MIN(timestamp_ms) AS first_ms, MAX(timestamp_ms) AS last_ms FROM meter_events \
+             WHERE stripe_customer_id = $1 AND event_name = $2 AND state = 'parked' \
+             AND rejected_code IS NULL AND first_sent_at_ms <= $3 AND settled_at_ms <= $4 \
+             AND next_attempt_at_ms <= $5",
+        )
+        .bind(&place.stripe_customer_id)
+        .bind(&place.meter)
+        .bind(in_doubt_before.ms())
+        .bind(settled_by.ms())
+        .bind(due_by.ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(time_or_none(&row, "first_ms")?.zip(time_or_none(&row, "last_ms")?))
     }
 
     /// Every meter event for a place in a span of time, but those whose units another one sends.
@@ -185,8 +234,10 @@ impl Tx {
     ) -> Result<bool> {
         let now = self.now.ms();
         let (change, at, code, reason) = match shown {
+            // It was sent, whatever is noted here: a backup may be from before.
             Shown::Counted => (
-                "state = 'delivered', detail = $5, rejected_code = $4, suspected_at_ms = NULL",
+                "state = 'delivered', detail = $5, rejected_code = $4, suspected_at_ms = NULL, \
+                 first_sent_at_ms = COALESCE(first_sent_at_ms, created_at_ms)",
                 now,
                 None,
                 Some("Stripe's sum has it"),
@@ -272,24 +323,20 @@ impl Tx {
         Ok(true)
     }
 
-    /// Makes one parked meter event pending again, with another idempotency key, if it was never
-    /// sent or so short a time ago that Stripe knows its identifier; answers whether it was.
-    pub async fn unpark_meter_event(
-        &mut self,
-        identifier: &str,
-        in_doubt_before: Timestamp,
-    ) -> Result<bool> {
+    /// Makes a parked meter event that Stripe has refused at once pending again, with another
+    /// idempotency key, after Stripe's sum has shown that it has none of it: from now on it may be
+    /// sent for a day as if it had just been written down. Answers whether it was so.
+    pub async fn put_back_cleared(&mut self, identifier: &str) -> Result<bool> {
         let now = self.now.ms();
         let done = sqlx::query(
             "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, \
-             settled_at_ms = NULL, \
+             settled_at_ms = NULL, cleared_at_ms = $2, \
              idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
              WHERE identifier = $1 AND state = 'parked' AND rejected_code IS NULL \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
+             AND first_sent_at_ms IS NULL",
         )
         .bind(identifier)
         .bind(now)
-        .bind(in_doubt_before.ms())
         .execute(self.connection())
         .await?;
         Ok(done.rows_affected() == 1)

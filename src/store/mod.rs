@@ -62,6 +62,7 @@ const MIGRATIONS: &[(i64, &str, Option<Dialect>, &str)] = &[
     (6, "upgrades", None, include_str!("../../migrations/0006_upgrades.sql")),
     (7, "periods", None, include_str!("../../migrations/0007_periods.sql")),
     (8, "checkouts", None, include_str!("../../migrations/0008_checkouts.sql")),
+    (9, "books", None, include_str!("../../migrations/0009_books.sql")),
     (10, "clustered", Some(Dialect::Sqlite), include_str!("../../migrations/0010_clustered.sql")),
 ];
 

@@ -1,12 +1,14 @@
 //! The outbox: meter events for Stripe, every field fixed before the first send.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 use utoipa::ToSchema;
 
 use super::usage::CounterKey;
-use super::{Result, Store, Tx, time, time_or_none};
+use super::{Result, Store, Tx, assembled, time, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
 use crate::domain::usage::OpenWindow;
@@ -47,6 +49,9 @@ pub struct MeterEvent {
     /// When Stripe told of failures without naming them, of which this may be one.
     #[serde(skip)]
     pub suspected_at: Option<Timestamp>,
+    /// When Stripe's sum last showed that it had none of it, after Stripe had refused it at once.
+    #[serde(skip)]
+    pub cleared_at: Option<Timestamp>,
 }
 
 /// A meter event about to be stored.
@@ -71,22 +76,46 @@ pub enum SendOutcome {
     TryAgain { at: Timestamp, reason: String },
 }
 
+/// Which parked meter events may be sent again as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sendable {
+    /// Stripe knows those again that it had, or may have had, after this for the first time.
+    pub known_after: Timestamp,
+    /// Stripe takes usage from after this.
+    pub taken_after: Timestamp,
+}
+
+/// A meter event that is [`Sendable`] by `$2` and `$3`. One that was never sent may have been when
+/// it was written down, because a backup may have been restored; and what Stripe rejected after
+/// receiving it is still known to it by its identifier.
+const SENDABLE: &str = "state = 'parked' AND rejected_code IS NULL AND timestamp_ms > $3 \
+    AND COALESCE(first_sent_at_ms, cleared_at_ms, created_at_ms) > $2";
+/// What makes it pending at `$4`. It gets another idempotency key, because under the old one Stripe
+/// would refuse it again.
+const PUT_BACK: &str = "state = 'pending', next_attempt_at_ms = $4, settled_at_ms = NULL, \
+    idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT)";
+
+/// Until when a meter event can be billed, or never if that is over at `$1` or no invoice bills it:
+/// what can be saved goes before what cannot.
+pub(super) const SAVED_UNTIL: &str = "CASE WHEN billable_until_ms > $1 THEN billable_until_ms \
+    ELSE 9223372036854775807 END";
+
 impl Store {
     /// Meter events whose time has come, at most `limit`: each customer's first one, then each
     /// one's second, and so on, so that nobody's backlog stands before everybody else. First are
-    /// those that Stripe bills for the shortest time still, so that the oldest period is sent first.
+    /// those that Stripe bills for the shortest time still, so that the oldest period is sent first;
+    /// last are those that no invoice bills any more.
     pub async fn pending_meter_events(
         &self,
         moment: Timestamp,
         limit: i64,
     ) -> Result<Vec<MeterEvent>> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(assembled(format!(
             "SELECT * FROM (SELECT m.*, ROW_NUMBER() OVER (PARTITION BY customer_id ORDER BY \
-             COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, identifier) AS turn \
+             {SAVED_UNTIL}, timestamp_ms, identifier) AS turn \
              FROM meter_events AS m WHERE state = 'pending' AND next_attempt_at_ms <= $1) AS due \
-             ORDER BY turn, COALESCE(billable_until_ms, 9223372036854775807), timestamp_ms, \
-             identifier LIMIT $2",
-        )
+             ORDER BY turn, {SAVED_UNTIL}, timestamp_ms, identifier LIMIT $2"
+        )))
         .bind(moment.ms())
         .bind(limit)
         .fetch_all(&self.readers)
@@ -124,20 +153,34 @@ impl Store {
     }
 
     /// How many meter events [`Tx::unpark_meter_events`] would put back.
+    pub async fn sendable_meter_events_of(
+        &self,
+        customer_id: &CustomerId,
+        sendable: Sendable,
+    ) -> Result<usize> {
+        let row = sqlx::query(assembled(format!(
+            "SELECT COUNT(*) AS n FROM meter_events WHERE customer_id = $1 AND {SENDABLE}"
+        )))
+        .bind(customer_id.as_str())
+        .bind(sendable.known_after.ms())
+        .bind(sendable.taken_after.ms())
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(usize::try_from(row.try_get::<i64, _>("n")?).unwrap_or_default())
+    }
+
+    /// The identifiers of all that is parked of a customer.
     pub async fn parked_meter_events_of(
         &self,
         customer_id: &CustomerId,
-        in_doubt_before: Timestamp,
-    ) -> Result<i64> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM meter_events WHERE state = 'parked' AND customer_id = $1 \
-             AND rejected_code IS NULL AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $2)",
+    ) -> Result<HashSet<String>> {
+        let rows = sqlx::query(
+            "SELECT identifier FROM meter_events WHERE customer_id = $1 AND state = 'parked'",
         )
         .bind(customer_id.as_str())
-        .bind(in_doubt_before.ms())
-        .fetch_one(&self.readers)
+        .fetch_all(&self.readers)
         .await?;
-        Ok(row.try_get("n")?)
+        rows.iter().map(|row| Ok(row.try_get("identifier")?)).collect()
     }
 
     /// The meter event of this identifier, if there is one.
@@ -280,28 +323,44 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes a customer's parked meter events pending again, except those that must not be sent
-    /// blindly any more: a first send before `in_doubt_before` may have been counted and forgotten,
-    /// and what Stripe rejected after receiving it is still known to it by its identifier. Each
-    /// gets another idempotency key, because under the old one Stripe would refuse it again.
+    /// Makes those of a customer's parked meter events pending again that may be sent as they are,
+    /// each with another idempotency key; answers their identifiers.
     pub async fn unpark_meter_events(
         &mut self,
         customer_id: &CustomerId,
-        in_doubt_before: Timestamp,
-    ) -> Result<u64> {
+        sendable: Sendable,
+    ) -> Result<Vec<String>> {
         let now = self.now.ms();
-        let done = sqlx::query(
-            "UPDATE meter_events SET state = 'pending', next_attempt_at_ms = $2, settled_at_ms = NULL, \
-             idempotency_key = identifier || '-send-' || CAST(attempts AS TEXT) \
-             WHERE state = 'parked' AND customer_id = $1 AND rejected_code IS NULL \
-             AND (first_sent_at_ms IS NULL OR first_sent_at_ms > $3)",
-        )
+        let rows = sqlx::query(assembled(format!(
+            "UPDATE meter_events SET {PUT_BACK} WHERE customer_id = $1 AND {SENDABLE} \
+             RETURNING identifier"
+        )))
         .bind(customer_id.as_str())
+        .bind(sendable.known_after.ms())
+        .bind(sendable.taken_after.ms())
         .bind(now)
-        .bind(in_doubt_before.ms())
+        .fetch_all(self.connection())
+        .await?;
+        rows.iter().map(|row| Ok(row.try_get("identifier")?)).collect()
+    }
+
+    /// The same for one meter event; answers whether it was put back.
+    pub async fn unpark_meter_event(
+        &mut self,
+        identifier: &str,
+        sendable: Sendable,
+    ) -> Result<bool> {
+        let now = self.now.ms();
+        let done = sqlx::query(assembled(format!(
+            "UPDATE meter_events SET {PUT_BACK} WHERE identifier = $1 AND {SENDABLE}"
+        )))
+        .bind(identifier)
+        .bind(sendable.known_after.ms())
+        .bind(sendable.taken_after.ms())
+        .bind(now)
         .execute(self.connection())
         .await?;
-        Ok(done.rows_affected())
+        Ok(done.rows_affected() == 1)
     }
 }
 
@@ -330,5 +389,6 @@ pub(super) fn read(row: &AnyRow) -> Result<MeterEvent> {
         replaces: row.try_get("replaces")?,
         rejected_code: row.try_get("rejected_code")?,
         suspected_at: time_or_none(row, "suspected_at_ms")?,
+        cleared_at: time_or_none(row, "cleared_at_ms")?,
     })
 }

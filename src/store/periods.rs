@@ -8,7 +8,7 @@ use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, Row};
 
-use super::outbox::{self, MeterEvent};
+use super::outbox::{self, MeterEvent, SAVED_UNTIL};
 use super::retention::read_key;
 use super::usage::CounterKey;
 use super::{Result, Store, Tx, assembled, customers, time};
@@ -100,15 +100,16 @@ impl Store {
     }
 
     /// Meter events of periods that are over and that are to be sent now, those first that Stripe
-    /// bills for the shortest time still, at most `limit`.
+    /// bills for the shortest time still and those last that no invoice bills any more, at most
+    /// `limit`.
     pub async fn due_meter_events_of_closed_periods(&self, limit: i64) -> Result<Vec<MeterEvent>> {
         let now = self.clock.now();
-        let rows = sqlx::query(
-            "SELECT * FROM meter_events WHERE state = 'pending' AND billable_until_ms <= $1 \
-             AND next_attempt_at_ms <= $2 ORDER BY billable_until_ms, timestamp_ms, identifier LIMIT $3",
-        )
-        .bind(now.plus(DRAFT_FOR).ms())
+        let rows = sqlx::query(assembled(format!(
+            "SELECT * FROM meter_events WHERE state = 'pending' AND billable_until_ms <= $2 \
+             AND next_attempt_at_ms <= $1 ORDER BY {SAVED_UNTIL}, timestamp_ms, identifier LIMIT $3"
+        )))
         .bind(now.ms())
+        .bind(now.plus(DRAFT_FOR).ms())
         .bind(limit)
         .fetch_all(&self.readers)
         .await?;
@@ -321,12 +322,15 @@ impl Tx {
     }
 
     /// What was proven of a counter and of the one of the period that began at `other` was proven of
-    /// what they held before.
+    /// what they held before; and what is being compared just now is: a time below zero is as good as
+    /// none, and another one than was read.
     async fn unprove(&mut self, key: &CounterKey, other: Timestamp) -> Result<()> {
-        let sql = "UPDATE usage_counters SET proven_at_ms = NULL, compared_at_ms = NULL \
+        let now = self.now.ms();
+        let sql = "UPDATE usage_counters SET proven_at_ms = NULL, compared_at_ms = $6 \
             WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
             AND period_start_ms IN ($4, $5)";
-        of(key, sql.to_owned()).bind(other.ms()).execute(self.connection()).await?;
+        let query = of(key, sql.to_owned()).bind(other.ms()).bind(-now);
+        query.execute(self.connection()).await?;
         Ok(())
     }
 

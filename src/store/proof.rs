@@ -6,7 +6,7 @@ use std::ops::Range;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Result, Store, StoreError, Tx, customers, time};
+use super::{Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::ids::{CustomerId, FeatureId};
 use crate::domain::period::BillingPeriod;
@@ -18,6 +18,20 @@ pub struct PeriodKey {
     pub customer_id: CustomerId,
     pub series: i64,
     pub period_start: Timestamp,
+}
+
+/// A period to be compared, and what its counters were when that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Comparable {
+    pub key: PeriodKey,
+    pub counters: Vec<Found>,
+}
+
+/// What a comparison of a counter is decided on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    pub period_end: Timestamp,
+    pub compared_at: Option<Timestamp>,
 }
 
 /// Which periods are to be compared with Stripe.
@@ -152,9 +166,10 @@ impl Store {
 
     /// Periods that nobody has found to be at Stripe yet, the oldest first, at most `limit`. Those
     /// with usage on its way there are not ripe.
-    pub async fn unproven_periods(&self, which: Unproven, limit: i64) -> Result<Vec<PeriodKey>> {
+    pub async fn unproven_periods(&self, which: Unproven, limit: i64) -> Result<Vec<Comparable>> {
         let rows = sqlx::query(
-            "SELECT DISTINCT c.customer_id, c.series, c.period_start_ms FROM usage_counters AS c \
+            "SELECT DISTINCT c.customer_id, c.series, c.period_start_ms, c.period_end_ms, \
+             c.compared_at_ms FROM usage_counters AS c \
              WHERE c.proven_at_ms IS NULL AND c.period_start_ms >= $3 AND c.period_start_ms < $2 \
              AND c.period_end_ms > $1 AND c.period_end_ms <= $2 AND c.open_end_ms IS NULL \
              AND COALESCE(c.compared_at_ms, 0) <= $4 \
@@ -170,15 +185,23 @@ impl Store {
         .bind(limit)
         .fetch_all(&self.readers)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(PeriodKey {
-                    customer_id: customers::parse_id(row.try_get("customer_id")?)?,
-                    series: row.try_get("series")?,
-                    period_start: time(row, "period_start_ms")?,
-                })
-            })
-            .collect()
+        let mut periods: Vec<Comparable> = Vec::new();
+        for row in &rows {
+            let key = PeriodKey {
+                customer_id: customers::parse_id(row.try_get("customer_id")?)?,
+                series: row.try_get("series")?,
+                period_start: time(row, "period_start_ms")?,
+            };
+            let found = Found {
+                period_end: time(row, "period_end_ms")?,
+                compared_at: time_or_none(row, "compared_at_ms")?,
+            };
+            match periods.last_mut().filter(|last| last.key == key) {
+                Some(last) => last.counters.push(found),
+                None => periods.push(Comparable { key, counters: vec![found] }),
+            }
+        }
+        Ok(periods)
     }
 
     /// Why nothing is sent for a customer; `None` if it is.
@@ -193,20 +216,26 @@ impl Store {
 
 impl Tx {
     /// Notes that a period's counters were compared with Stripe now, and whether every sum was
-    /// what they say.
-    pub async fn note_compared(&mut self, period: &PeriodKey, proven: bool) -> Result<()> {
+    /// what they say. Counters that are not any more what that was decided on are left alone: they
+    /// have moved, or another comparison was faster.
+    pub async fn note_compared(&mut self, period: &Comparable, proven: bool) -> Result<()> {
         let now = self.now.ms();
-        sqlx::query(
-            "UPDATE usage_counters SET compared_at_ms = $4, proven_at_ms = $5 \
-             WHERE customer_id = $1 AND series = $2 AND period_start_ms = $3",
-        )
-        .bind(period.customer_id.as_str())
-        .bind(period.series)
-        .bind(period.period_start.ms())
-        .bind(now)
-        .bind(proven.then_some(now))
-        .execute(self.connection())
-        .await?;
+        for found in &period.counters {
+            sqlx::query(
+                "UPDATE usage_counters SET compared_at_ms = $4, proven_at_ms = $5 \
+                 WHERE customer_id = $1 AND series = $2 AND period_start_ms = $3 \
+                 AND period_end_ms = $6 AND COALESCE(compared_at_ms, 0) = $7",
+            )
+            .bind(period.key.customer_id.as_str())
+            .bind(period.key.series)
+            .bind(period.key.period_start.ms())
+            .bind(now)
+            .bind(proven.then_some(now))
+            .bind(found.period_end.ms())
+            .bind(found.compared_at.map_or(0, Timestamp::ms))
+            .execute(self.connection())
+            .await?;
+        }
         Ok(())
     }
 

@@ -76,14 +76,19 @@ impl StripeError {
     /// Whether Stripe cannot be asked about anything now, as far as one call can tell; else it is
     /// what this call named, or did, that is at fault.
     pub fn is_outage(&self) -> bool {
-        matches!(
-            self.kind,
-            StripeErrorKind::Unreachable { .. }
-                | StripeErrorKind::RateLimited { .. }
-                | StripeErrorKind::Server { .. }
-                // A key may lack the permission for one kind of object (403), and have others.
-                | StripeErrorKind::Unauthorized { status: 401, .. }
-        )
+        self.is_key_unknown()
+            || matches!(
+                self.kind,
+                StripeErrorKind::Unreachable { .. }
+                    | StripeErrorKind::RateLimited { .. }
+                    | StripeErrorKind::Server { .. }
+            )
+    }
+
+    /// Whether Stripe knows nothing of our key, so that no call at all can succeed. A key may lack
+    /// the permission for one kind of object (403), and have others.
+    pub fn is_key_unknown(&self) -> bool {
+        matches!(self.kind, StripeErrorKind::Unauthorized { status: 401, .. })
     }
 
     /// Whether Stripe says that what the call names does not exist.

@@ -2,17 +2,21 @@
 //!
 //! A meter event that was sent and not answered for good is sent again for a day, because that long
 //! Stripe knows its identifier. After it, and after failures that Stripe told of without naming
-//! them, the sum of the minute in which the usage lies is read. If it has what is in doubt, that is
+//! them, a sum of Stripe's is read: of all that is in doubt of a customer and meter, and where that
+//! does not tell, of the minute in which the usage lies. If it has what is in doubt, that is
 //! delivered. If it has none of it, a new meter event for the same units is written down and sent.
 //! If it fits neither, nothing is sent: the meter event stays parked and says so.
+//!
+//! What Stripe refused at once is no doubt of its own, and only support's sync asks about it: a
+//! backup may have been restored since. If the sum has none of it, it is sent as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use super::proof::{GIVE_UP_AFTER, Sums, Unreadable, freeze, is_stripes};
-use super::usage::{IN_DOUBT_AFTER, in_doubt};
-use super::{Mode, SyncError};
+use super::proof::{Sums, Unreadable, freeze};
+use super::usage::{IN_DOUBT_AFTER, in_doubt, sendable};
+use super::{Mode, SyncError, Trouble};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
@@ -20,6 +24,7 @@ use crate::domain::proof::{Expected, Place, SETTLED_AFTER, TAKEN_FOR, Told, minu
 use crate::store::doubts::Shown;
 use crate::store::outbox::MeterEvent as Row;
 use crate::store::{StoreError, Tx};
+use crate::stripe::StripeError;
 
 /// How many meter events one call takes up.
 const AT_ONCE: i64 = 100;
@@ -35,23 +40,31 @@ const SENDING_TAKES: Duration = Duration::from_secs(60 * 60);
 const UNNAMED: &str = "unnamed";
 
 /// What came of settling doubts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settled {
     /// Stripe had counted them.
     pub counted: usize,
     /// Written down anew, to be sent.
     pub replaced: usize,
+    /// Those that wait to be sent as they are, by their identifiers.
+    pub put_back: Vec<String>,
     /// Left for someone to look at.
     pub parked: usize,
+    /// Stripe has counted more than we know of.
+    pub ahead: bool,
     /// Stripe does not answer now.
     pub stopped: bool,
+    /// All of these, by their identifiers: a dry run may meet one twice.
+    met: HashSet<String>,
 }
 
 /// What a sum of Stripe's told about a minute.
 pub(super) struct Answer {
     pub told: Told,
-    /// In doubt, and in this minute.
+    /// In doubt, and in this minute or span.
     pub doubtful: Vec<Row>,
+    /// Whether what is in doubt is all that could be in the sum.
+    pub nothing_else: bool,
     /// Both numbers, for people.
     pub words: String,
 }
@@ -63,12 +76,15 @@ pub(super) async fn settle_due(
     sums: &Sums<'_>,
     readings: &mut usize,
 ) -> Result<Settled, SyncError> {
-    let due = doubtful(app, None, app.clock.now()).await?;
-    settle_all(app, sums, due, readings, Mode::Apply).await
+    let due_by = app.clock.now();
+    let due = doubtful(app, None, due_by).await?;
+    let mut settled = Settled::default();
+    settle_all(app, sums, (due, due_by), readings, Mode::Apply, &mut settled).await?;
+    Ok(settled)
 }
 
-/// The same for what one customer has in doubt, whenever it was to be compared. A dry run only
-/// answers what it would come to.
+/// The same for what one customer has in doubt, whenever it was to be compared, and after it for
+/// what Stripe never took. A dry run only answers what it would come to.
 pub(super) async fn settle_of(
     app: &App,
     sums: &Sums<'_>,
@@ -77,7 +93,15 @@ pub(super) async fn settle_of(
 ) -> Result<Settled, SyncError> {
     let any_time = app.clock.now().plus(2 * AGAIN_AFTER);
     let due = doubtful(app, Some(customer_id), any_time).await?;
-    settle_all(app, sums, due, &mut { SUSPECTED_READINGS }, mode).await
+    let readings = &mut { SUSPECTED_READINGS };
+    let mut settled = Settled::default();
+    settle_all(app, sums, (due, any_time), readings, mode, &mut settled).await?;
+    let sendable = sendable(app.clock.now());
+    let untaken = app.store.untaken_meter_events(customer_id, sendable, AT_ONCE).await?;
+    if !settled.stopped {
+        settle_all(app, sums, (untaken, any_time), readings, mode, &mut settled).await?;
+    }
+    Ok(settled)
 }
 
 async fn doubtful(
@@ -91,91 +115,123 @@ async fn doubtful(
     store.doubtful_meter_events(customer_id, in_doubt_before, settled_by, due_by, AT_ONCE).await
 }
 
+/// Settles what is `due` by a time: of each place by one sum if that can tell, else by minutes.
 async fn settle_all(
     app: &App,
     sums: &Sums<'_>,
-    mut due: Vec<Row>,
+    (mut due, due_by): (Vec<Row>, Timestamp),
     readings: &mut usize,
     mode: Mode,
-) -> Result<Settled, SyncError> {
-    let mut settled = clear_suspected(app, sums, &mut due, readings, mode).await?;
-    let (mut asked, mut trouble) = (Vec::new(), 0);
+    settled: &mut Settled,
+) -> Result<(), SyncError> {
+    settle_places(app, sums, (&mut due, due_by), readings, mode, settled).await?;
+    let (mut asked, mut trouble) = (Vec::new(), Trouble::default());
+    let in_question = in_question(&due);
     for row in &due {
         // One reading settles everything in its minute.
-        let minute = (place_of(row), minute_of(row.timestamp).start);
-        if asked.contains(&minute) || !may_read(row, readings) {
+        let (place, minute) = (place_of(row), minute_of(row.timestamp));
+        if asked.contains(&(place.clone(), minute.start)) || !may_read(row, readings) {
             continue;
         }
-        match ask(app, sums, row).await {
+        let error = match ask_of(app, sums, &place, minute.clone(), &in_question).await {
             Ok(answer) => {
-                settle_answer(app, &answer, mode, &mut settled).await?;
-                asked.push(minute);
-            }
-            Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
-            Err(Unsettled::Unreadable(Unreadable::Stripe(error))) if is_stripes(&error) => {
-                trouble += 1;
-                if trouble == GIVE_UP_AFTER || !error.is_transient() {
-                    tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
-                    settled.stopped = true;
-                    break;
-                }
-                if mode == Mode::Apply {
-                    wait(app, row).await?;
-                }
+                trouble.after(None);
+                settle_answer(app, &answer, mode, settled).await?;
+                asked.push((place, minute.start));
                 continue;
             }
-            Err(_) if mode == Mode::DryRun => {}
+            Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
+            Err(error) => error,
+        };
+        if trouble.after(error.stripes()) {
+            tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
+            settled.stopped = true;
+            break;
+        }
+        match error {
+            _ if mode == Mode::DryRun => {}
+            error if error.may_pass() => wait(app, row).await?,
             // Nobody can have counted it, but the key may be of another account.
-            Err(Unsettled::Unreadable(Unreadable::NoMeter)) if row.state == "delivered" => {
+            Unsettled::Unreadable(Unreadable::NoMeter) if row.state == "delivered" => {
                 let reason = "Stripe has no meter for it".to_owned();
                 park(app, row, Shown::Rejected { code: "no_meter".to_owned(), reason }).await?;
             }
             // One customer's trouble is no other's.
-            Err(error) => {
+            error => {
                 postpone(app, row, &format!("Stripe's sum cannot be read: {error}")).await?;
                 settled.parked += 1;
             }
         }
-        trouble = 0;
     }
-    Ok(settled)
+    Ok(())
 }
 
-/// Clears all that is suspected of a customer and meter by one sum, if that has all of it, and takes
-/// it off what is due. The rest is for its minutes to tell.
-async fn clear_suspected(
+/// Settles all that is in doubt of a customer and meter by one sum, if that can tell, and takes it
+/// off what is due: the sum has all of it, or it has nothing and there is nothing else that it
+/// should have. The rest is for its minutes to tell.
+async fn settle_places(
     app: &App,
     sums: &Sums<'_>,
-    due: &mut Vec<Row>,
+    (due, due_by): (&mut Vec<Row>, Timestamp),
     readings: &mut usize,
     mode: Mode,
-) -> Result<Settled, SyncError> {
-    let mut settled = Settled::default();
+    settled: &mut Settled,
+) -> Result<(), SyncError> {
+    let mut trouble = Trouble::default();
+    let in_question = in_question(due);
+    for (place, (due_span, first)) in spans(due) {
+        let span = match is_doubtful(&first, app.clock.now()) && !is_suspected(&first) {
+            true => whole_span(app, &place, due_span, due_by).await?,
+            false => due_span,
+        };
+        if span == minute_of(first.timestamp) || !may_read(&first, readings) {
+            continue;
+        }
+        match ask_of(app, sums, &place, span, &in_question).await {
+            Ok(answer)
+                if answer.told == Told::Counted
+                    || answer.told == Told::Missing && answer.nothing_else =>
+            {
+                trouble.after(None);
+                settle_answer(app, &answer, mode, settled).await?;
+                let told_of: HashSet<_> =
+                    answer.doubtful.iter().map(|row| row.identifier.as_str()).collect();
+                due.retain(|row| !told_of.contains(row.identifier.as_str()));
+            }
+            Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
+            // Whatever is the matter, a minute's reading meets it too and says so.
+            Err(error) if trouble.after(error.stripes()) => break,
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The whole minutes of what is due of each place, and the first of it.
+fn spans(due: &[Row]) -> BTreeMap<Place, (Range<Timestamp>, Row)> {
     let mut spans: BTreeMap<Place, (Range<Timestamp>, Row)> = BTreeMap::new();
-    for row in due.iter().filter(|row| is_suspected(row)) {
+    for row in due {
         let minute = minute_of(row.timestamp);
         let (span, _) = spans.entry(place_of(row)).or_insert_with(|| (minute.clone(), row.clone()));
         *span = span.start.min(minute.start)..span.end.max(minute.end);
     }
-    for (span, first) in spans.into_values() {
-        if span == minute_of(first.timestamp) || !may_read(&first, readings) {
-            continue;
-        }
-        match ask_of(app, sums, &first, span).await {
-            Ok(answer) if answer.told == Told::Counted => {
-                settle_answer(app, &answer, mode, &mut settled).await?;
-                let told_of = |row: &Row| {
-                    answer.doubtful.iter().any(|other| other.identifier == row.identifier)
-                };
-                due.retain(|row| !told_of(row));
-            }
-            Err(Unsettled::Store(error)) if error.is_outage() => return Err(error.into()),
-            // Whatever is the matter, a minute's reading meets it too and says so.
-            Err(Unsettled::Unreadable(Unreadable::Stripe(error))) if is_stripes(&error) => break,
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Ok(settled)
+    spans
+}
+
+/// The span in which all lies that is parked and in doubt of a place, also what is not among the
+/// first that are taken up: after an outage each customer has much of it.
+async fn whole_span(
+    app: &App,
+    place: &Place,
+    due: Range<Timestamp>,
+    due_by: Timestamp,
+) -> Result<Range<Timestamp>, StoreError> {
+    let now = app.clock.now();
+    let (in_doubt_before, settled_by) = (now.minus(IN_DOUBT_AFTER), now.minus(SETTLED_AFTER));
+    let found = app.store.doubtful_span(place, in_doubt_before, settled_by, due_by).await?;
+    Ok(found.map_or(due.clone(), |(first, last)| {
+        due.start.min(minute_of(first).start)..due.end.max(minute_of(last).end)
+    }))
 }
 
 /// Delivered, and perhaps among failures that Stripe did not name.
@@ -202,9 +258,10 @@ async fn settle_answer(
     settled: &mut Settled,
 ) -> Result<(), SyncError> {
     for row in &answer.doubtful {
-        settled.count(row, answer.told, app.clock.now());
+        let follows = follows(app, row, answer.told).await?;
+        settled.count(row, follows);
         if mode == Mode::Apply {
-            settle(app, row, answer).await?;
+            settle(app, row, answer, follows).await?;
         }
     }
     Ok(())
@@ -219,26 +276,47 @@ pub(super) enum Unsettled {
     Store(#[from] StoreError),
 }
 
-/// Reads the sum of the minute in which a meter event lies. The event itself counts as in doubt.
-pub(super) async fn ask(app: &App, sums: &Sums<'_>, asked: &Row) -> Result<Answer, Unsettled> {
-    ask_of(app, sums, asked, minute_of(asked.timestamp)).await
+impl Unsettled {
+    /// What Stripe said instead.
+    fn stripes(&self) -> Option<&StripeError> {
+        match self {
+            Self::Unreadable(Unreadable::Stripe(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether the same sum may be read a moment later.
+    fn may_pass(&self) -> bool {
+        self.stripes().is_some_and(|error| error.is_outage() || error.is_transient())
+    }
 }
 
-/// The same of a span of whole minutes around it.
+/// Reads the sum of the minute in which a meter event lies. The event itself counts as in doubt.
+pub(super) async fn ask(app: &App, sums: &Sums<'_>, asked: &Row) -> Result<Answer, Unsettled> {
+    let in_question = in_question(std::slice::from_ref(asked));
+    ask_of(app, sums, &place_of(asked), minute_of(asked.timestamp), &in_question).await
+}
+
+/// The identifiers of what counts as in doubt because it is asked about.
+fn in_question(rows: &[Row]) -> HashSet<String> {
+    rows.iter().map(|row| row.identifier.clone()).collect()
+}
+
+/// Reads the sum of a span of whole minutes.
 async fn ask_of(
     app: &App,
     sums: &Sums<'_>,
-    asked: &Row,
+    place: &Place,
     span: Range<Timestamp>,
+    in_question: &HashSet<String>,
 ) -> Result<Answer, Unsettled> {
-    let place = place_of(asked);
     // Stripe's sum first: what is sent meanwhile is then known to us and not to it.
-    let stripe = sums.units(&place, span.clone()).await?;
-    let rows = app.store.meter_events_at(&place, &span).await?;
+    let stripe = sums.units(place, span.clone()).await?;
+    let rows = app.store.meter_events_at(place, &span).await?;
     let now = app.clock.now();
     let (mut expected, mut doubtful) = (Expected::default(), Vec::new());
     for row in rows {
-        match part_of(&row, asked, now) {
+        match part_of(&row, in_question.contains(&row.identifier), now) {
             Part::None => {}
             Part::Certain => expected.certain += row.units,
             Part::UnderWay => expected.under_way += row.units,
@@ -253,7 +331,8 @@ async fn ask_of(
         expected.certain + expected.doubtful,
         expected.certain
     );
-    Ok(Answer { told: expected.held_against(stripe), doubtful, words })
+    let nothing_else = expected.certain == 0;
+    Ok(Answer { told: expected.held_against(stripe), doubtful, nothing_else, words })
 }
 
 /// How a meter event bears on the sum of its minute.
@@ -265,14 +344,14 @@ enum Part {
     Doubtful,
 }
 
-fn part_of(row: &Row, asked: &Row, now: Timestamp) -> Part {
+fn part_of(row: &Row, is_asked: bool, now: Timestamp) -> Part {
     let moved_lately = row.settled_at.is_none_or(|at| now.since(at) < SETTLED_AFTER);
     match row.state.as_str() {
         "pending" if row.first_sent_at.is_none() && !in_doubt(row, now) => Part::None,
         "pending" => Part::UnderWay,
+        _ if is_asked && !moved_lately => Part::Doubtful,
         _ if row.first_sent_at.is_none() => Part::None,
-        _ if row.identifier == asked.identifier && !moved_lately => Part::Doubtful,
-        "parked" if row.rejected_code.is_some() && row.identifier != asked.identifier => Part::None,
+        "parked" if row.rejected_code.is_some() && !is_asked => Part::None,
         _ if moved_lately => Part::UnderWay,
         _ if is_doubtful(row, now) => Part::Doubtful,
         "delivered" => Part::Certain,
@@ -294,48 +373,120 @@ fn place_of(row: &Row) -> Place {
     Place { stripe_customer_id: row.stripe_customer_id.clone(), meter: row.event_name.clone() }
 }
 
+/// What a sum comes to for one meter event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Delivered,
+    /// Delivered once, and not counted.
+    Rejected,
+    TooLate,
+    /// It was not counted, and nothing is sent for its customer.
+    Held,
+    /// It is sent as it is.
+    PutBack,
+    /// Its units are sent anew.
+    Replaced,
+    Waits,
+    /// Nothing is sent for its customer from now on.
+    Ahead,
+    Unclear,
+}
+
+async fn follows(app: &App, row: &Row, told: Told) -> Result<Follows, StoreError> {
+    let too_old = is_too_old(row, app.clock.now());
+    Ok(match told {
+        Told::Counted => Follows::Delivered,
+        Told::TooEarly => Follows::Waits,
+        Told::Ahead { .. } if !too_old => Follows::Ahead,
+        Told::Ahead { .. } | Told::Neither => Follows::Unclear,
+        Told::Missing if row.state == "delivered" => Follows::Rejected,
+        Told::Missing if too_old => Follows::TooLate,
+        // Written down anew it would only be parked again.
+        Told::Missing if app.store.frozen_because(&row.customer_id).await?.is_some() => {
+            Follows::Held
+        }
+        Told::Missing if was_refused(row) => Follows::PutBack,
+        Told::Missing => Follows::Replaced,
+    })
+}
+
+/// Whether a meter event is parked because Stripe refused every send of it at once, so that Stripe
+/// does not know its identifier.
+pub(super) fn was_refused(row: &Row) -> bool {
+    row.state == "parked"
+        && row.rejected_code.is_none()
+        && row.first_sent_at.is_none()
+        && row.attempts > 0
+}
+
 /// Does what follows for one meter event.
-async fn settle(app: &App, row: &Row, answer: &Answer) -> Result<(), SyncError> {
-    let now = app.clock.now();
-    match answer.told {
-        Told::Counted => show(app, row, &Shown::Counted, None).await?,
-        Told::Missing if row.state == "delivered" => {
+async fn settle(app: &App, row: &Row, answer: &Answer, follows: Follows) -> Result<(), SyncError> {
+    match follows {
+        Follows::Delivered => show(app, row, &Shown::Counted, None).await?,
+        Follows::Rejected => {
             let reason =
                 format!("Stripe told of failures without naming them, and {}", answer.words);
             park(app, row, Shown::Rejected { code: UNNAMED.to_owned(), reason }).await?;
         }
-        Told::Missing if is_too_old(row, now) => {
+        Follows::TooLate => {
             let reason = "Stripe has not counted it and takes no usage older than 35 days";
             park(app, row, Shown::TooLate { reason: reason.to_owned() }).await?;
         }
-        Told::Missing => {
-            replace(app, row, None).await?;
+        Follows::Held => {
+            let reason = "Stripe has not counted it, and nothing is sent for this customer until \
+                someone has looked";
+            postpone(app, row, reason).await?;
         }
-        Told::TooEarly => wait(app, row).await?,
-        Told::Ahead { .. } if !is_too_old(row, now) => {
+        Follows::PutBack => put_back_cleared(app, row, None).await?,
+        Follows::Replaced => replace(app, row, None).await?,
+        Follows::Waits => wait(app, row).await?,
+        Follows::Ahead => {
             if let Ok(customer_id) = row.customer_id.parse() {
                 freeze(app, &customer_id, &answer.words).await?;
             }
             postpone(app, row, &answer.words).await?;
         }
-        Told::Ahead { .. } | Told::Neither => postpone(app, row, &answer.words).await?,
+        Follows::Unclear => postpone(app, row, &answer.words).await?,
     }
     Ok(())
 }
 
 impl Settled {
-    fn count(&mut self, row: &Row, told: Told, now: Timestamp) {
-        match told {
-            Told::Counted => self.counted += 1,
-            Told::Missing if row.state == "parked" && !is_too_old(row, now) => self.replaced += 1,
-            Told::TooEarly => {}
-            _ => self.parked += 1,
+    fn count(&mut self, row: &Row, follows: Follows) {
+        if !self.met.insert(row.identifier.clone()) {
+            return;
         }
+        match follows {
+            Follows::Delivered => self.counted += 1,
+            Follows::Replaced => self.replaced += 1,
+            Follows::PutBack => self.put_back.push(row.identifier.clone()),
+            Follows::Waits => {}
+            Follows::Rejected
+            | Follows::TooLate
+            | Follows::Held
+            | Follows::Ahead
+            | Follows::Unclear => self.parked += 1,
+        }
+        self.ahead |= follows == Follows::Ahead;
+    }
+
+    pub(super) fn add(&mut self, more: Self) {
+        self.counted += more.counted;
+        self.replaced += more.replaced;
+        self.put_back.extend(more.put_back);
+        self.parked += more.parked;
+        self.ahead |= more.ahead;
+        self.stopped |= more.stopped;
     }
 }
 
 pub(super) fn is_too_old(row: &Row, now: Timestamp) -> bool {
-    now.since(row.timestamp) + SENDING_TAKES >= TAKEN_FOR
+    row.timestamp <= taken_after(now)
+}
+
+/// Usage from after this can still be sent.
+pub(super) fn taken_after(now: Timestamp) -> Timestamp {
+    now.minus(TAKEN_FOR.saturating_sub(SENDING_TAKES))
 }
 
 /// Leaves a meter event as it is for a while.
@@ -403,6 +554,22 @@ pub(super) async fn replace(app: &App, row: &Row, by: Option<&str>) -> Result<()
             units = row.units,
             "Stripe has not counted a meter event: its units are sent anew"
         );
+    }
+    tx.commit().await?;
+    app.nudges.meter_events.notify_one();
+    Ok(())
+}
+
+/// Lets a meter event that Stripe refused, and of which its sum has nothing, be sent as it is; `by`
+/// names whoever asked for it.
+pub(super) async fn put_back_cleared(
+    app: &App,
+    row: &Row,
+    by: Option<&str>,
+) -> Result<(), StoreError> {
+    let mut tx = app.store.begin().await?;
+    if tx.put_back_cleared(&row.identifier).await? {
+        audit(app, &mut tx, row, by, "put back").await?;
     }
     tx.commit().await?;
     app.nudges.meter_events.notify_one();

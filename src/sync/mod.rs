@@ -128,8 +128,18 @@ pub struct Trouble(u32);
 impl Trouble {
     /// Counts how a sync went; answers whether Stripe is not worth asking any more now.
     pub fn is_stripes<T>(&mut self, done: &Result<T, SyncError>) -> bool {
-        self.0 = match done {
-            Err(SyncError::Stripe(error)) if error.is_outage() => self.0 + 1,
+        self.after(match done {
+            Err(SyncError::Stripe(error)) => Some(error),
+            _ => None,
+        })
+    }
+
+    /// The same of a call that went well or not at Stripe, or failed in this way.
+    pub(super) fn after(&mut self, error: Option<&StripeError>) -> bool {
+        self.0 = match error {
+            // Whoever is asked for next, the key is the same.
+            Some(error) if error.is_key_unknown() => GIVE_UP_AFTER,
+            Some(error) if error.is_outage() => self.0 + 1,
             _ => 0,
         };
         self.0 >= GIVE_UP_AFTER

@@ -1,6 +1,7 @@
 //! The end of a period: what is used in its last moments reaches Stripe before it, and what has not
 //! reached Stripe half an hour after it is told of.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::usage::{AT_ONCE, Sent, send_round};
@@ -14,7 +15,7 @@ use crate::store::StoreError;
 /// what is left of the period is sent at once too.
 const FLUSH_AFTER_END: Duration = Duration::from_secs(60);
 /// How many customers' windows one transaction closes: others wait for it.
-const PAGE: i64 = 50;
+const PAGE: usize = 50;
 const LEASE: &str = "flush_periods";
 const LEASE_FOR: Duration = Duration::from_secs(60);
 
@@ -55,10 +56,18 @@ async fn close_all(
     ending: (Timestamp, Timestamp),
     opened_by: Timestamp,
 ) -> Result<(), StoreError> {
+    // They are listed again and again.
+    let mut stuck = HashSet::new();
     loop {
-        let page = app.store.customers_to_flush(ending, opened_by, PAGE).await?;
-        windows::flush(app, &page).await?;
-        if i64::try_from(page.len()).is_ok_and(|taken| taken < PAGE) {
+        let limit = PAGE + stuck.len();
+        let mut page = app
+            .store
+            .customers_to_flush(ending, opened_by, i64::try_from(limit).unwrap_or(i64::MAX))
+            .await?;
+        let is_last = page.len() < limit;
+        page.retain(|id| !stuck.contains(id));
+        stuck.extend(windows::flush(app, &page).await?);
+        if is_last {
             return Ok(());
         }
     }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
-use super::SyncError;
+use super::{SyncError, Trouble};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
 use crate::domain::period::BillingPeriod;
 use crate::domain::plan::Catalog;
 use crate::domain::proof::{Account, Place, SETTLED_AFTER, TAKEN_FOR, accounts};
-use crate::store::proof::{Others, PeriodKey, Unproven};
+use crate::store::proof::{Comparable, Others, PeriodKey, Unproven};
 use crate::store::{Store, StoreError};
 use crate::stripe::{Meter, Stripe, StripeError, StripeErrorKind, Sum};
 
@@ -25,8 +25,6 @@ pub const AT_ONCE: i64 = 100;
 const COMPARED_AFTER: Duration = Duration::from_secs(90 * 60);
 /// How long a period that differed waits to be compared again: one reading a day.
 const AGAIN_AFTER: Duration = Duration::from_secs(23 * 60 * 60);
-/// This many failures of Stripe's in a row mean that it is at fault, not the customers asked for.
-pub(super) const GIVE_UP_AFTER: u32 = 3;
 /// A year, and a few days more.
 const LONGEST_PERIOD: Duration = Duration::from_secs(370 * 86_400);
 
@@ -61,11 +59,6 @@ impl Unreadable {
     pub fn is_our_keys(&self) -> bool {
         matches!(self, Self::Stripe(error) if matches!(error.kind, StripeErrorKind::Unauthorized { .. }))
     }
-}
-
-/// Whether it is Stripe, or our key, that stands in the way of every other sum too.
-pub(super) fn is_stripes(error: &StripeError) -> bool {
-    error.is_transient() || matches!(error.kind, StripeErrorKind::Unauthorized { .. })
 }
 
 impl<'a> Sums<'a> {
@@ -277,53 +270,61 @@ pub(super) async fn prove_due(app: &App, sums: &Sums<'_>) -> Result<Proven, Sync
         began_after: oldest.minus(LONGEST_PERIOD),
         compared_by: now.minus(AGAIN_AFTER),
     };
-    let (mut proven, mut trouble) = (Proven::default(), 0);
+    let (mut proven, mut trouble) = (Proven::default(), Trouble::default());
     for period in app.store.unproven_periods(which, AT_ONCE).await? {
-        match prove(app, sums, &period).await {
+        let done = prove(app, sums, &period).await;
+        let stripe_fails = trouble.is_stripes(&done);
+        match done {
             Ok(true) => proven.periods += 1,
             Ok(false) => proven.differing += 1,
-            Err(SyncError::Stripe(error)) => {
-                trouble += 1;
-                if trouble == GIVE_UP_AFTER || !error.is_transient() {
-                    tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
-                    proven.stopped = true;
-                    break;
-                }
-                // It goes behind all others, should it be the one at fault.
-                note_compared(app, &period, false).await?;
-                proven.differing += 1;
-                continue;
+            Err(error) if stripe_fails => {
+                tracing::warn!(%error, "Stripe's sums cannot be read now: the rest waits");
+                proven.stopped = true;
+                break;
             }
-            Err(SyncError::Store(error)) if !error.is_outage() => {
+            Err(SyncError::Store(error)) if error.is_outage() => return Err(error.into()),
+            Err(error) => {
                 tracing::error!(
-                    customer_id = %period.customer_id, %error,
+                    customer_id = %period.key.customer_id, %error,
                     "a customer's usage cannot be compared with Stripe"
                 );
+                put_behind(app, &period).await?;
                 proven.differing += 1;
             }
-            Err(error) => return Err(error),
         }
-        trouble = 0;
     }
     Ok(proven)
 }
 
+/// Lets a period that could not be compared come after all others, should it be the one at fault.
+async fn put_behind(app: &App, period: &Comparable) -> Result<(), StoreError> {
+    match note_compared(app, period, false).await {
+        Err(error) if !error.is_outage() => {
+            tracing::error!(customer_id = %period.key.customer_id, %error, "nor can that be noted");
+            Ok(())
+        }
+        noted => noted,
+    }
+}
+
 /// Compares all that was reported of one period and notes what came of it.
-async fn prove(app: &App, sums: &Sums<'_>, period: &PeriodKey) -> Result<bool, SyncError> {
+async fn prove(app: &App, sums: &Sums<'_>, period: &Comparable) -> Result<bool, SyncError> {
     let now = app.clock.now();
     let (_, catalog) = app.plans.active();
+    let PeriodKey { customer_id, series, period_start } = &period.key;
     let mut lines = Vec::new();
-    for account in accounts_of(&app.store, &catalog, &period.customer_id, now).await? {
-        if (account.series, account.period.start) != (period.series, period.period_start) {
+    for account in accounts_of(&app.store, &catalog, customer_id, now).await? {
+        if (account.series, account.period.start) != (*series, *period_start) {
             continue;
         }
         if !account.is_closed(now) {
             // Stripe has made it longer since its counter was written.
-            return note_compared(app, period, false).await.map(|()| false);
+            note_compared(app, period, false).await?;
+            return Ok(false);
         }
-        let line = compare(&app.store, sums, &catalog, &period.customer_id, &account, now).await?;
+        let line = compare(&app.store, sums, &catalog, customer_id, &account, now).await?;
         match line.unreadable {
-            Some(Unreadable::Stripe(error)) if is_stripes(&error) => return Err(error.into()),
+            Some(Unreadable::Stripe(error)) if error.is_outage() => return Err(error.into()),
             _ => lines.push(line),
         }
     }
@@ -333,10 +334,10 @@ async fn prove(app: &App, sums: &Sums<'_>, period: &PeriodKey) -> Result<bool, S
     Ok(proven)
 }
 
-async fn note_compared(app: &App, period: &PeriodKey, proven: bool) -> Result<(), SyncError> {
+async fn note_compared(app: &App, period: &Comparable, proven: bool) -> Result<(), StoreError> {
     let mut tx = app.store.begin().await?;
     tx.note_compared(period, proven).await?;
-    Ok(tx.commit().await?)
+    tx.commit().await
 }
 
 /// Says loudly what differs, and freezes the sending of customers of whom Stripe has more.

@@ -2,8 +2,7 @@
 
 use super::doubts::{SUSPECTED_READINGS, Settled, settle_due, settle_of};
 use super::proof::{
-    AT_ONCE, Line, Proven, Sums, Unreadable, accounts_of, compare, is_stripes, note_differences,
-    prove_due,
+    AT_ONCE, Line, Proven, Sums, Unreadable, accounts_of, compare, note_differences, prove_due,
 };
 use super::{Difference, Mode, NOTHING, SyncError};
 use crate::app::App;
@@ -37,7 +36,7 @@ pub async fn usage(app: &App) -> Result<Reconciled, SyncError> {
     let sums = Sums::of(stripe);
     let mut readings = SUSPECTED_READINGS;
     for _ in 0..ROUNDS {
-        let Settled { counted, replaced, parked, stopped } =
+        let Settled { counted, replaced, parked, stopped, .. } =
             settle_due(app, &sums, &mut readings).await?;
         all.settled += counted + replaced;
         all.differing += parked;
@@ -82,26 +81,53 @@ pub async fn warn_of_expiring(app: &App) -> Result<i64, StoreError> {
     Ok(expiring.units)
 }
 
-/// What support's sync does about one customer's sums. Sending that was frozen goes on if Stripe
-/// has no more than we have.
+/// What came of comparing one customer's sums.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    pub differences: Vec<Difference>,
+    /// Those of the parked meter events that wait to be sent since.
+    pub put_back: Vec<String>,
+    /// Whether nothing may be sent for the customer now.
+    pub frozen: bool,
+}
+
+/// What support's sync does about one customer's sums. Sending that was frozen before goes on if
+/// Stripe has nowhere more than we have.
 pub(super) async fn customer(
     app: &App,
     id: &CustomerId,
     mode: Mode,
-) -> Result<Vec<Difference>, SyncError> {
-    let Some(stripe) = &app.stripe else { return Ok(Vec::new()) };
+) -> Result<Compared, SyncError> {
+    let frozen =
+        async || Ok::<_, StoreError>(app.store.frozen_because(id.as_str()).await?.is_some());
+    let frozen_before = frozen().await?;
+    let Some(stripe) = &app.stripe else {
+        return Ok(Compared { frozen: frozen_before, ..Compared::default() });
+    };
     let sums = Sums::of(stripe);
-    let settled = settle_of(app, &sums, id, mode).await?;
+    let mut settled = settle_of(app, &sums, id, mode).await?;
     let lines = lines_of(app, &sums, id).await?;
-    let (differing, others): (Vec<_>, Vec<_>) = lines.into_iter().partition(Line::is_unexplained);
+    let ahead = settled.ahead || lines.iter().any(Line::may_be_ahead);
+    let differing: Vec<_> = lines.into_iter().filter(Line::is_unexplained).collect();
     if mode == Mode::Apply {
         note_differences(app, &differing).await?;
-        if !differing.iter().chain(&others).any(Line::may_be_ahead) {
+        if frozen_before && !ahead {
             let mut tx = app.store.begin().await?;
             tx.thaw_sending(id).await?;
             tx.commit().await?;
+            // What could not be sent anew while it was frozen.
+            settled.add(settle_of(app, &sums, id, mode).await?);
         }
     }
+    let frozen = match mode {
+        Mode::Apply => frozen().await?,
+        Mode::DryRun => ahead && (frozen_before || settled.ahead),
+    };
+    let differences = differences(&settled, &differing);
+    Ok(Compared { differences, put_back: settled.put_back, frozen })
+}
+
+fn differences(settled: &Settled, differing: &[Line]) -> Vec<Difference> {
     let in_doubt = [
         (settled.counted, "delivered, by Stripe's sum"),
         (settled.replaced, "sent anew, as Stripe's sum lacks them"),
@@ -124,7 +150,7 @@ pub(super) async fn customer(
         stripe: line.stripe.map(|stripe| format!("{stripe} units")),
         action: NOTHING,
     });
-    Ok(in_doubt.chain(differing).collect())
+    in_doubt.chain(differing).collect()
 }
 
 /// The sums of the customer's periods whose usage Stripe still takes.
@@ -138,7 +164,7 @@ async fn lines_of(app: &App, sums: &Sums<'_>, id: &CustomerId) -> Result<Vec<Lin
         }
         let line = compare(&app.store, sums, &catalog, id, &account, now).await?;
         match line.unreadable {
-            Some(Unreadable::Stripe(error)) if is_stripes(&error) => return Err(error.into()),
+            Some(Unreadable::Stripe(error)) if error.is_outage() => return Err(error.into()),
             _ => lines.push(line),
         }
     }

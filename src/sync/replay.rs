@@ -1,9 +1,11 @@
 //! Support's replay of one meter event: sent again if that cannot count twice.
 
 use super::SyncError;
-use super::doubts::{Unsettled, ask, audit, is_too_old, replace, show};
-use super::proof::{Sums, Unreadable, is_stripes};
-use super::usage::IN_DOUBT_AFTER;
+use super::doubts::{
+    Unsettled, ask, audit, is_too_old, put_back_cleared, replace, show, was_refused,
+};
+use super::proof::{Sums, Unreadable};
+use super::usage::sendable;
 use crate::app::App;
 use crate::domain::proof::Told;
 use crate::store::StoreError;
@@ -44,9 +46,10 @@ impl From<StoreError> for NotReplayed {
     }
 }
 
-/// Sends a meter event again. What was never sent, or so short a time ago that Stripe knows its
-/// identifier, goes out as it is; of anything else Stripe's sum has to show that it was not
-/// counted, and its units go out under a new identifier. Again, it does nothing more.
+/// Sends a meter event again. What was first sent, or written down, so short a time ago that Stripe
+/// knows its identifier, goes out as it is; of anything else Stripe's sum has to show that it was
+/// not counted, and its units go out under a new identifier, unless Stripe has refused the old one.
+/// Again, it does nothing more.
 ///
 /// # Errors
 /// Why it is not sent, be it that it might count twice.
@@ -66,7 +69,9 @@ pub async fn replay(app: &App, identifier: &str, actor: &str) -> Result<Replayed
     let stripe = app.stripe.as_ref().ok_or(SyncError::NotConfigured)?;
     let answer = ask(app, &Sums::of(stripe), &row).await.map_err(|error| match error {
         Unsettled::Store(error) => error.into(),
-        Unsettled::Unreadable(Unreadable::Stripe(error)) if is_stripes(&error) => {
+        Unsettled::Unreadable(Unreadable::Stripe(error))
+            if error.is_outage() || error.is_transient() =>
+        {
             SyncError::from(error).into()
         }
         why => NotReplayed::MayCountTwice(format!("Stripe's sum cannot be read: {why}")),
@@ -81,6 +86,10 @@ pub async fn replay(app: &App, identifier: &str, actor: &str) -> Result<Replayed
             again(app, identifier).await.map(Replayed::Delivered)
         }
         Told::Missing if is_too_old(&row, app.clock.now()) => Err(NotReplayed::TooOld),
+        Told::Missing if was_refused(&row) => {
+            put_back_cleared(app, &row, Some(actor)).await?;
+            again(app, identifier).await.map(Replayed::Waits)
+        }
         Told::Missing => {
             replace(app, &row, Some(actor)).await?;
             replaced(app, identifier).await
@@ -95,7 +104,7 @@ async fn put_back(app: &App, row: &Row, actor: &str) -> Result<bool, NotReplayed
         return Err(NotReplayed::TooOld);
     }
     let mut tx = app.store.begin().await?;
-    let done = tx.unpark_meter_event(&row.identifier, now.minus(IN_DOUBT_AFTER)).await?;
+    let done = tx.unpark_meter_event(&row.identifier, sendable(now)).await?;
     if done {
         audit(app, &mut tx, row, Some(actor), "put back").await?;
     }

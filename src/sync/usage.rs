@@ -3,13 +3,15 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Difference, Mode, SyncError, reconcile};
+use super::doubts::taken_after;
+use super::reconcile::{self, Compared};
+use super::{Difference, Mode, SyncError};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::ids::CustomerId;
 use crate::gate::windows;
 use crate::store::StoreError;
-use crate::store::outbox::{MeterEvent as Row, SendOutcome};
+use crate::store::outbox::{MeterEvent as Row, SendOutcome, Sendable};
 use crate::stripe::{MeterEvent, MeterOutcome, Stripe};
 
 /// How long after its first send a meter event may be sent again. Stripe promises to know an
@@ -22,8 +24,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 pub const AT_ONCE: i64 = 200;
 
 /// Compares a customer's usage with Stripe's sums and settles what is in doubt, puts back what is
-/// parked, closes and sends all that is due whatever its next attempt was to be, and answers what
-/// came of it; [`Mode::DryRun`] answers what there is to do.
+/// parked and may be sent, closes and sends all that is due whatever its next attempt was to be, and
+/// answers what came of it; [`Mode::DryRun`] answers what there is to do.
 pub(super) async fn sync_usage(
     app: &App,
     id: &CustomerId,
@@ -32,36 +34,47 @@ pub(super) async fn sync_usage(
     if mode == Mode::Apply {
         windows::close_due_of(app, id).await?;
     }
-    let mut differences = reconcile::customer(app, id, mode).await?;
-    let in_doubt_before = app.clock.now().minus(IN_DOUBT_AFTER);
+    let Compared { mut differences, mut put_back, frozen } =
+        reconcile::customer(app, id, mode).await?;
+    let now = app.clock.now();
     let (put_back, units) = match mode {
         Mode::DryRun => {
             let waiting = app.store.pending_units_of(id).await?;
-            let to_close = app.store.units_to_close(id, app.clock.now()).await?;
-            (app.store.parked_meter_events_of(id, in_doubt_before).await?, waiting + to_close)
+            let to_close = app.store.units_to_close(id, now).await?;
+            let parked = match frozen {
+                true => 0,
+                false => app.store.sendable_meter_events_of(id, sendable(now)).await?,
+            };
+            (put_back.len() + parked, waiting + to_close)
         }
         Mode::Apply => {
-            let parked_before = app.store.parked_meter_events_of(id, in_doubt_before).await?;
-            let mut tx = app.store.begin().await?;
-            tx.unpark_meter_events(id, in_doubt_before).await?;
-            tx.commit().await?;
+            if !frozen {
+                let mut tx = app.store.begin().await?;
+                put_back.extend(tx.unpark_meter_events(id, sendable(now)).await?);
+                tx.commit().await?;
+            }
             let sent = send_all_of(app, id).await?;
             // What Stripe has refused again is parked again, and nothing was different.
-            let parked_after = app.store.parked_meter_events_of(id, in_doubt_before).await?;
-            (parked_before - parked_after, sent)
+            let parked = app.store.parked_meter_events_of(id).await?;
+            (put_back.iter().filter(|identifier| !parked.contains(*identifier)).count(), sent)
         }
     };
-    let difference = |what, count: i64, local: String, action| {
-        (count > 0).then_some(Difference { what, local: Some(local), stripe: None, action })
+    let difference = |what, is: bool, local: String, action| {
+        is.then_some(Difference { what, local: Some(local), stripe: None, action })
     };
     differences.extend(difference(
         "parked meter events",
-        put_back,
+        put_back > 0,
         put_back.to_string(),
         "put back",
     ));
-    differences.extend(difference("usage", units, format!("{units} units waiting"), "sent"));
+    differences.extend(difference("usage", units > 0, format!("{units} units waiting"), "sent"));
     Ok(differences)
+}
+
+/// What may be sent again as it is, once it is parked.
+pub(super) fn sendable(now: Timestamp) -> Sendable {
+    Sendable { known_after: now.minus(IN_DOUBT_AFTER), taken_after: taken_after(now) }
 }
 
 /// Sends a customer's waiting usage, the oldest first, until Stripe wants no more; answers the
@@ -240,10 +253,12 @@ fn note_late(row: &Row, outcome: &SendOutcome, now: Timestamp) {
 }
 
 /// Whether Stripe may have counted a meter event and not know its identifier any more. One that
-/// waits for its first send may have had it after the backup was made that we come from.
+/// waits for its first send may have had it after the backup was made that we come from, unless
+/// Stripe's sum has shown since that it had none of it.
 pub(super) fn in_doubt(row: &Row, now: Timestamp) -> bool {
     let waits = row.state == "pending";
-    let first = row.first_sent_at.or_else(|| waits.then_some(row.created_at));
+    let first =
+        row.first_sent_at.or_else(|| waits.then_some(row.cleared_at.unwrap_or(row.created_at)));
     first.is_some_and(|first| now.since(first) >= IN_DOUBT_AFTER)
 }
 

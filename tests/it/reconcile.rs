@@ -1,6 +1,9 @@
 //! Usage held against Stripe's sums: whatever is in doubt is billed once, whatever Stripe rejected
 //! is seen, and nobody's trouble is anybody else's.
 
+mod others;
+mod support;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

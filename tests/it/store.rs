@@ -29,7 +29,7 @@ use tollgate::domain::usage::{Counter, OpenWindow};
 use tollgate::store::Store;
 use tollgate::store::events::{EventKey, NewEvent, hold};
 use tollgate::store::notices::Notice;
-use tollgate::store::outbox::{NewMeterEvent, SendOutcome};
+use tollgate::store::outbox::{NewMeterEvent, SendOutcome, Sendable};
 use tollgate::store::reports::RecordedRun;
 use tollgate::store::usage::{CounterKey, PeriodCounter};
 
@@ -278,9 +278,15 @@ both_databases! {
         let parked = SendOutcome::Parked { reason: "refused".to_owned() };
         tx.settle_meter_event("tg_1", &parked).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(store.parked_meter_events_of(&acme(), now()).await.unwrap(), 1);
+        assert_eq!(store.parked_meter_events_of(&acme()).await.unwrap(), ["tg_1".to_owned()].into());
+        let a_moment_before = now().minus(Duration::from_secs(1));
+        let sendable = Sendable { known_after: a_moment_before, taken_after: a_moment_before };
+        for too_late in [Sendable { known_after: now(), ..sendable }, Sendable { taken_after: now(), ..sendable }] {
+            assert_eq!(store.sendable_meter_events_of(&acme(), too_late).await.unwrap(), 0);
+        }
+        assert_eq!(store.sendable_meter_events_of(&acme(), sendable).await.unwrap(), 1);
         let mut tx = store.begin().await.unwrap();
-        assert_eq!(tx.unpark_meter_events(&acme(), now()).await.unwrap(), 1);
+        assert_eq!(tx.unpark_meter_events(&acme(), sendable).await.unwrap(), ["tg_1"]);
         tx.settle_meter_event("tg_1", &SendOutcome::Delivered { detail: None }).await.unwrap();
         assert!(!tx.begin_send("tg_1").await.unwrap());
         tx.commit().await.unwrap();

@@ -1,6 +1,7 @@
 //! The ends of periods: what is due before and after them, and rows that move from one counter to
 //! another.
 
+use tollgate::store::outbox::MeterEvent;
 use tollgate::store::periods::Moved;
 
 use super::*;
@@ -82,6 +83,28 @@ both_databases! {
         tx.commit().await.unwrap();
         assert_eq!(store.overdue_units().await.unwrap(), (6, 0));
         assert_eq!(rows(&db.url, "SELECT period_end_ms FROM usage_counters").await, [now().ms().to_string()]);
+    }
+
+    async fn what_can_still_be_billed_is_sent_before_what_can_not(db: TestDb) {
+        let (store, clock) = used(&db).await;
+        rows(&db.url, "DELETE FROM meter_events").await;
+        clock.advance(Duration::from_secs(3600)).unwrap();
+        let mut tx = store.begin().await.unwrap();
+        for (identifier, minutes) in [("tg_over", 0), ("tg_soon", 70), ("tg_first", 65)] {
+            let billable_until = Some(in_minutes(minutes));
+            let timestamp = event(identifier, minutes);
+            tx.insert_meter_event(&NewMeterEvent { billable_until, ..timestamp }).await.unwrap();
+        }
+        let none = NewMeterEvent { billable_until: None, ..event("tg_never", 80) };
+        tx.insert_meter_event(&none).await.unwrap();
+        tx.commit().await.unwrap();
+        let named = |rows: Vec<MeterEvent>| {
+            rows.into_iter().map(|row| row.identifier).collect::<Vec<_>>()
+        };
+        let closed = store.due_meter_events_of_closed_periods(9).await.unwrap();
+        assert_eq!(named(closed), ["tg_first", "tg_soon", "tg_over"]);
+        let all = store.pending_meter_events(clock.now(), 9).await.unwrap();
+        assert_eq!(named(all), ["tg_first", "tg_soon", "tg_over", "tg_never"]);
     }
 
     async fn rows_move_to_the_counter_of_the_period_that_they_are_of(db: TestDb) {

@@ -2,7 +2,7 @@
 
 use tollgate::domain::proof::{Metered, Place, Reported};
 use tollgate::store::doubts::{Expiring, Shown};
-use tollgate::store::proof::{Others, PeriodKey, Unproven};
+use tollgate::store::proof::{Comparable, Found, Others, PeriodKey, Unproven};
 
 use super::*;
 
@@ -41,6 +41,17 @@ async fn sent(store: &Store) {
 
 fn period() -> PeriodKey {
     PeriodKey { customer_id: acme(), series: 0, period_start: november().start }
+}
+
+/// The period, as it is to be compared when it was last at this time.
+fn comparable(compared_at: Option<Timestamp>) -> Comparable {
+    let found = Found { period_end: november().end, compared_at };
+    Comparable { key: period(), counters: vec![found] }
+}
+
+/// What may be sent again at [`now`] if it may for a minute.
+fn sendable() -> Sendable {
+    Sendable { known_after: now().minus(MINUTE), taken_after: now().minus(10 * MINUTE) }
 }
 
 both_databases! {
@@ -110,22 +121,29 @@ both_databases! {
             began_after: november().start, compared_by: now().minus(MINUTE),
         };
         let due = async |which| store.unproven_periods(which, 9).await.unwrap();
-        assert_eq!(due(which).await, [period()]);
+        assert_eq!(due(which).await, [comparable(None)]);
         assert_eq!(due(Unproven { ended_by: now(), ..which }).await, [], "it goes on");
         assert_eq!(due(Unproven { ended_after: november().end, ..which }).await, [], "long ago");
-        let note = async |proven| {
+        let note = async |decided_on: Comparable, proven| {
             let mut tx = store.begin().await.unwrap();
-            tx.note_compared(&period(), proven).await.unwrap();
+            tx.note_compared(&decided_on, proven).await.unwrap();
             tx.commit().await.unwrap();
         };
-        note(false).await;
+        note(comparable(None), false).await;
         assert_eq!(due(which).await, [], "just now");
-        assert_eq!(due(Unproven { compared_by: now(), ..which }).await, [period()]);
+        let again = vec![comparable(Some(now()))];
+        assert_eq!(due(Unproven { compared_by: now(), ..which }).await, again);
         sent(&store).await;
         let later = Unproven { compared_by: now(), ..which };
         assert_eq!(due(later).await, [], "something is on its way");
         rows(&db.url, "DELETE FROM meter_events").await;
-        note(true).await;
+        let mut shorter = again[0].clone();
+        shorter.counters[0].period_end = now();
+        for decided_on in [comparable(None), shorter] {
+            note(decided_on, true).await;
+            assert_eq!(due(later).await, again, "it was decided on what is no more");
+        }
+        note(again[0].clone(), true).await;
         assert_eq!(due(later).await, []);
     }
 
@@ -187,6 +205,9 @@ both_databases! {
             format!("{settled} {} {}", row.state, row.detail.unwrap_or_default())
         };
         let later = now().plus(MINUTE);
+        let span = async |due_by| store.doubtful_span(&place(), now(), now(), due_by).await.unwrap();
+        let at = now().plus(5 * MINUTE);
+        assert_eq!((span(now()).await, span(now().minus(MINUTE)).await), (Some((at, at)), None));
         let unclear = Shown::Unclear { again_at: later, reason: Some("neither".to_owned()) };
         assert_eq!(settle("tg_1", "parked", unclear).await, "true parked neither");
         assert_eq!(doubtful(now()).await, ["tg_0"]);
@@ -240,8 +261,31 @@ both_databases! {
         assert_eq!(reject("tg_3").await, None, "it was never sent");
         assert_eq!(reject("somebody else's").await, None);
         // Under its old identifier Stripe would take it for the one it has rejected.
-        assert!(!tx.unpark_meter_event("tg_0", now().minus(MINUTE)).await.unwrap());
-        assert!(tx.unpark_meter_event("tg_1", now().minus(MINUTE)).await.unwrap());
+        assert!(!tx.unpark_meter_event("tg_0", sendable()).await.unwrap());
+        assert!(tx.unpark_meter_event("tg_1", sendable()).await.unwrap());
         tx.commit().await.unwrap();
+    }
+
+    async fn what_stripe_refused_is_sendable_for_a_while_once_its_sum_has_cleared_it(db: TestDb) {
+        let store = open(&db).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_meter_event(&meter_event(0)).await.unwrap();
+        tx.commit().await.unwrap();
+        let park = "UPDATE meter_events SET state = 'parked', created_at_ms = 7";
+        rows(&db.url, park).await;
+        let untaken = async || {
+            let found = store.untaken_meter_events(&acme(), sendable(), 9).await.unwrap();
+            (found.len(), store.sendable_meter_events_of(&acme(), sendable()).await.unwrap())
+        };
+        assert_eq!(untaken().await, (1, 0));
+        let mut tx = store.begin().await.unwrap();
+        assert!(!tx.unpark_meter_event("tg_0", sendable()).await.unwrap());
+        assert!(tx.put_back_cleared("tg_0").await.unwrap());
+        assert!(!tx.put_back_cleared("tg_0").await.unwrap());
+        tx.commit().await.unwrap();
+        let row = store.meter_event("tg_0").await.unwrap().unwrap();
+        assert_eq!((row.state.as_str(), row.cleared_at, row.first_sent_at), ("pending", Some(now()), None));
+        rows(&db.url, park).await;
+        assert_eq!(untaken().await, (0, 1));
     }
 }
