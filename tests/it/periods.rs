@@ -2,6 +2,7 @@
 //! happens when they turn out to be others than was thought.
 
 mod moved;
+mod month_ends;
 
 use std::time::Duration;
 
