@@ -80,6 +80,21 @@ pub enum CheckoutPayment {
     Card,
     /// By bank debit, which is known only later: see [`Simulator::settle_checkout`].
     Delayed,
+    /// By a card that is declined: the page says so and stays open for another one.
+    Declined,
+    /// By a card whose holder does not confirm the payment, with the same outcome.
+    Unconfirmed,
+}
+
+impl CheckoutPayment {
+    /// What the page says instead of being done.
+    fn refusal(self) -> Option<ApiError> {
+        match self {
+            Self::Card | Self::Delayed => None,
+            Self::Declined => payments::Outcome::Declined.refusal(),
+            Self::Unconfirmed => payments::Outcome::ActionRequired.refusal(),
+        }
+    }
 }
 
 pub(super) fn create(call: &mut Call<'_>, mut params: Params) -> Result<Value, ApiError> {
@@ -353,6 +368,9 @@ pub(super) fn complete(
     if session["status"] != "open" {
         return Err(ApiError::refused("The Checkout Session is not open."));
     }
+    if let Some(refusal) = payment.refusal() {
+        return Err(refusal);
+    }
     let customer = match session["customer"].as_str() {
         Some(customer) => customer.to_owned(),
         None => make_customer(call, &session)?,
@@ -435,6 +453,8 @@ fn subscribe(
             CheckoutPayment::Card => invoices::charge(call, &invoice),
             // The bank has taken the order: Stripe grants the subscription meanwhile.
             CheckoutPayment::Delayed => activate(call, &id),
+            // Refused before anything was made.
+            CheckoutPayment::Declined | CheckoutPayment::Unconfirmed => {}
         }
     }
     Ok(subscriptions::render(call, &id))
@@ -466,7 +486,7 @@ fn settle(call: &mut Call<'_>, id: &str, succeeded: bool) -> Result<(), ApiError
 
 impl Simulator {
     /// The customer completes a Checkout session, as on the page that its `url` shows; answers the
-    /// completed session. Fails if it is not open.
+    /// completed session. Fails if it is not open, or if the payment does.
     pub fn complete_checkout(&self, id: &str, payment: CheckoutPayment) -> anyhow::Result<Value> {
         self.with_call(|call| complete(call, id, payment))
             .map_err(|error| anyhow::anyhow!("{}", error.answer().body))

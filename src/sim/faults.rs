@@ -16,7 +16,7 @@ pub struct Faults {
     pub shuffle_webhooks: bool,
     /// New events are stored, but never posted to anybody.
     pub drop_webhooks: bool,
-    /// Webhooks arrive before the call that caused them is answered.
+    /// Webhooks arrive before the call that caused them is answered; held ones newest first.
     pub webhooks_before_answers: bool,
     /// What is wrong with each webhook that is posted.
     pub webhook_damage: Option<WebhookDamage>,

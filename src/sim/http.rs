@@ -176,7 +176,7 @@ async fn work(shared: &Arc<Shared>, parts: Parts, body: &[u8]) -> Option<Answer>
     }
     shared.changed.notify_one();
     if shared.faults().webhooks_before_answers {
-        shared.deliver_due(false).await;
+        shared.deliver_due(true).await;
     }
     let answer = answer?.with_header("request-id", request_id).with_header("date", date(now));
     Some(answer.with_header("stripe-version", API_VERSION))

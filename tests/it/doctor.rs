@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{SimConfig, Simulator};
 use tollgate::store::Store;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Machine, wait_for};
 use crate::harness::shop::Shop;
 use crate::harness::smtp_sink::SmtpSink;
+use crate::harness::stripe::simulator;
 use crate::harness::world::{STRIPE_KEY, WEBHOOK_SECRET};
 
 /// A shop whose doctor finds nothing: provisioned, with a mail server.
@@ -84,7 +83,7 @@ async fn an_account_that_nobody_provisioned_lacks_each_thing_by_name() {
         assert!(found.iter().any(|line| line.starts_with(what)), "{what}: {found:#?}");
     }
     assert_eq!(shop.writes(), 0, "an examination writes nothing");
-    assert!(!shop.machine.path("tollgate.db").exists());
+    assert!(!db.sqlite_file().exists(), "looking created a database");
 }
 
 #[tokio::test]
@@ -202,13 +201,7 @@ async fn a_daemon_that_is_another_or_none_is_told_apart() {
     let db = TestDb::sqlite();
     let (mut shop, _mail) = healthy(&db).await;
     let daemon = shop.machine.serve().await;
-    let stranger = SimConfig {
-        clock: Clock::system(),
-        entropy: Entropy::seeded(1),
-        api_key: STRIPE_KEY.to_owned(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-    };
-    let stranger = Simulator::start(stranger).await.unwrap();
+    let stranger = simulator(Clock::system(), STRIPE_KEY).await;
     let public = format!("http://{}", shop.address);
     shop.machine.set("TOLLGATE_PUBLIC_URL", &stranger.base_url());
     let found = amiss(&shop).await;

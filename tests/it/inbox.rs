@@ -15,15 +15,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A Stripe customer on Pro of whom nobody here has heard.
-async fn stranger_on_pro(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
-    let stripe_id = world.stripe_customer(metadata).await;
-    let price = world.price("pro_monthly").await;
-    let form = [("customer", stripe_id.as_str()), ("items[0][price]", &price)];
-    let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;
-    (stripe_id, subscription["id"].as_str().unwrap().to_owned())
-}
-
 /// What a destination for thin events gets.
 fn thin(event_type: &str, object_id: &str, object_type: &str) -> Value {
     json!({
@@ -49,10 +40,10 @@ both_databases! {
         for customer in ["of-session", "of-invoice", "of-customer", "of-subscription"] {
             world.customer(customer).await;
         }
-        let (by_session, _) = stranger_on_pro(&world, &[]).await;
-        let (_, invoiced) = stranger_on_pro(&world, &metadata("of-invoice")).await;
-        let (by_customer, _) = stranger_on_pro(&world, &metadata("of-customer")).await;
-        let (_, by_subscription) = stranger_on_pro(&world, &metadata("of-subscription")).await;
+        let (by_session, _) = world.stranger_on_pro(&[]).await;
+        let (_, invoiced) = world.stranger_on_pro(&metadata("of-invoice")).await;
+        let (by_customer, _) = world.stranger_on_pro(&metadata("of-customer")).await;
+        let (_, by_subscription) = world.stranger_on_pro(&metadata("of-subscription")).await;
         let invoiced = world.stripe("GET", &format!("/v1/subscriptions/{invoiced}"), &[]).await;
         let price = world.price("starter_monthly").await;
         let form = [
@@ -94,7 +85,7 @@ both_databases! {
     async fn an_event_says_that_it_waits_for_its_customer_and_does_so_in_peace(db: TestDb) {
         let world = World::start(&db).await;
         world.lose_webhooks();
-        let (stripe_id, _) = stranger_on_pro(&world, &[("metadata[tollgate_customer_id]", "acme")]).await;
+        let (stripe_id, _) = world.stranger_on_pro(&[("metadata[tollgate_customer_id]", "acme")]).await;
         let paid = json!({"id": "in_1", "object": "invoice", "customer": stripe_id});
         world.deliver(&event("evt_1", "invoice.paid", &paid)).await.ok();
         world.settle().await;
@@ -124,7 +115,7 @@ both_databases! {
         world.settle().await;
         world.lose_webhooks();
         for _ in 0..3 {
-            let (_, odd) = stranger_on_pro(&world, &[]).await;
+            let (_, odd) = world.stranger_on_pro(&[]).await;
             world.sim.fail_next(&format!("/v1/subscriptions/{odd}"), 1, FaultKind::OtherShape);
             let told = thin("customer.subscription.updated", &odd, "subscription");
             world.deliver(&told).await.ok();
@@ -150,11 +141,43 @@ both_databases! {
             ("applied -".to_owned(), "pro active".to_owned()));
     }
 
+    async fn an_event_is_parked_after_its_last_try_and_supports_sync_revives_it(db: TestDb) {
+        let world = World::start(&db).await;
+        let (stripe_id, subscription) = world.subscriber("acme", "starter_monthly").await;
+        world.lose_webhooks();
+        world.change_price_quietly(&subscription, "pro_monthly").await;
+        let (told, began_at) = (last_change(&world), world.now());
+        world.deliver(world.events_of(&stripe_id).last().unwrap()).await.ok();
+        let path = format!("/v1/customers/{stripe_id}");
+        world.sim.fail_next(&path, u32::MAX, FaultKind::RateLimited);
+        let mut tries = 0;
+        while fate(&world, &told).await == "pending -" {
+            assert!(world.now().since(began_at) < 4 * DAY, "not tried for ever");
+            let before = world.sim.requests().len();
+            world.run_job(Job::ProcessInbox).await;
+            tries += world.sim.requests().split_off(before).iter().filter(|r| r.path == path).count();
+            world.clock.advance(5 * MINUTE);
+        }
+        assert!(tries == 1000 && world.now().since(began_at) > 3 * DAY, "{tries} tries");
+        let parked = world.list("/inbox?state=parked&customer_id=acme").await;
+        assert_eq!((parked.len(), &parked[0]["attempts"], &parked[0]["waits_for"]), (1, &json!(1000), &Value::Null));
+        assert!(parked[0]["detail"].as_str().unwrap().contains("429"), "{parked:?}");
+
+        world.sim.change_faults(|faults| faults.api.clear());
+        world.clock.advance(HOUR);
+        world.run_job(Job::ProcessInbox).await;
+        assert_eq!((fate(&world, &told).await.as_str(), world.tier("acme").await.as_str()),
+            ("parked -", "starter active"), "only a person mends it");
+        assert_eq!(world.sync("acme").await.ok()["changed"], true);
+        assert_eq!((fate(&world, &told).await.as_str(), world.tier("acme").await.as_str()),
+            ("applied -", "pro active"));
+    }
+
     async fn a_customer_deleted_at_stripe_before_its_events_came_is_no_trouble(db: TestDb) {
         let world = World::start(&db).await;
         let (stripe_id, _) = world.subscriber("acme", "pro_monthly").await;
         world.lose_webhooks();
-        let (unknown, _) = stranger_on_pro(&world, &[]).await;
+        let (unknown, _) = world.stranger_on_pro(&[]).await;
         for gone in [&stripe_id, &unknown] {
             world.stripe("DELETE", &format!("/v1/customers/{gone}"), &[]).await;
             for late in world.events_of(gone).iter().rev() {
@@ -164,6 +187,8 @@ both_databases! {
         world.settle().await;
         assert_eq!(world.tier("acme").await, "starter -");
         let parked = world.list("/inbox?state=parked").await;
+        let deleted = |row: &Value| row["event_type"] == "customer.deleted";
+        assert!(parked.iter().any(deleted), "nobody is known whom it could be about: {parked:?}");
         assert!(parked.iter().all(|row| row["stripe_customer_id"] == unknown.as_str()), "{parked:?}");
     }
 }

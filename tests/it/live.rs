@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tollgate::clock::{Clock, Timestamp};
 use tollgate::entropy::Entropy;
-use tollgate::sim::{SimConfig, Simulator};
 
+use crate::harness::stripe::{METER_EVENTS, simulator};
 use crate::harness::world::form_body;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ impl Account {
             ("payload[stripe_customer_id]", event.customer),
             ("payload[value]", "1"),
         ];
-        self.post("/v1/billing/meter_events", event.key, &form).await
+        self.post(METER_EVENTS, event.key, &form).await
     }
 }
 
@@ -253,13 +253,7 @@ fn all_hold(facts: &[Fact]) {
 async fn the_simulator_says_what_stripe_is_held_to_say() {
     let clock = Clock::manual("2026-11-01T09:00:00Z".parse().unwrap());
     let key = "sk_test_facts";
-    let config = SimConfig {
-        clock: clock.clone(),
-        entropy: Entropy::seeded(7),
-        api_key: key.to_owned(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-    };
-    let simulator = Simulator::start(config).await.unwrap();
+    let simulator = simulator(clock.clone(), key).await;
     let account = Account::new(&simulator.base_url(), key, clock.clone());
     let wait = async || {
         clock.advance(Duration::from_secs(5));

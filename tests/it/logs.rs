@@ -5,12 +5,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{SeedPrice, SimConfig, Simulator};
+use tollgate::sim::Simulator;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Api, Finished, Machine, wait_for};
 use crate::harness::smtp_sink::{Fault, SmtpSink};
+use crate::harness::stripe::{monthly, simulator};
 
 const API_KEY: &str = "canary-api-key-0123456789";
 const ADMIN_TOKEN: &str = "canary-admin-token-0123456789";
@@ -48,21 +48,8 @@ struct Surroundings {
 
 impl Surroundings {
     async fn of(db: &TestDb) -> Self {
-        let stripe = Simulator::start(SimConfig {
-            clock: Clock::system(),
-            entropy: Entropy::seeded(1),
-            api_key: STRIPE_KEY.to_owned(),
-            listen: "127.0.0.1:0".parse().expect("an address"),
-        })
-        .await
-        .expect("the simulator starts");
-        let price = |lookup_key, amount_minor| SeedPrice {
-            lookup_key,
-            amount_minor,
-            currency: "usd",
-            interval: "month",
-        };
-        let prices = [price("starter_monthly", 2900), price("pro_monthly", 9900)];
+        let stripe = simulator(Clock::system(), STRIPE_KEY).await;
+        let prices = [monthly("starter_monthly", 2900), monthly("pro_monthly", 9900)];
         stripe.seed_catalog(&prices, &["ai_runs"]).expect("the catalog is seeded");
         let mail = SmtpSink::start().await;
         let mut machine = Machine::on(db);

@@ -16,6 +16,7 @@ mod inbox;
 mod live;
 mod logs;
 mod mail;
+mod month;
 mod notices;
 mod openapi;
 mod orders;

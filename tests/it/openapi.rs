@@ -3,12 +3,11 @@
 use serde_json::{Value, json};
 
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{SeedPrice, SimConfig, Simulator};
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Api, Machine};
 use crate::harness::schemathesis::{self, There};
+use crate::harness::stripe::{monthly, simulator};
 use crate::harness::world::{ADMIN_TOKEN, API_KEY, STRIPE_KEY, WEBHOOK_SECRET, World, reply};
 
 const METHODS: [&str; 6] = ["GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"];
@@ -101,20 +100,9 @@ async fn something_to_meet(api: &Api) -> There {
 
 both_databases! {
     async fn whatever_the_document_allows_or_forbids_is_answered_as_it_says(db: TestDb) {
-        let stripe = SimConfig {
-            clock: Clock::system(),
-            entropy: Entropy::system(),
-            api_key: STRIPE_KEY.to_owned(),
-            listen: ([127, 0, 0, 1], 0).into(),
-        };
-        let stripe = Simulator::start(stripe).await.unwrap();
-        let price = |lookup_key| SeedPrice {
-            lookup_key,
-            amount_minor: 9900,
-            currency: "usd",
-            interval: "month",
-        };
-        stripe.seed_catalog(&[price("pro_monthly"), price("team_monthly")], &[]).unwrap();
+        let stripe = simulator(Clock::system(), STRIPE_KEY).await;
+        let prices = ["pro_monthly", "team_monthly"].map(|lookup_key| monthly(lookup_key, 9900));
+        stripe.seed_catalog(&prices, &[]).unwrap();
         let mut machine = Machine::on(&db);
         machine.set("STRIPE_API_BASE", &stripe.base_url());
         machine.set("STRIPE_SECRET_KEY", STRIPE_KEY);

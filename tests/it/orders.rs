@@ -14,6 +14,8 @@ use crate::harness::world::World;
 
 /// How many events a life has.
 const EVENTS: usize = 7;
+/// How many ways to end there are.
+const WAYS: usize = 3;
 /// Of how many orders one is lived where not all are; a prime, so that every way to end and every
 /// first event are among them.
 const SAMPLE: usize = 41;
@@ -40,8 +42,8 @@ fn chosen() -> Vec<(usize, [usize; EVENTS])> {
     orders.filter(|(number, _)| all || number % SAMPLE == SAMPLE / 2).collect()
 }
 
-/// A customer's life: a Checkout with a trial, which is over, an upgrade, a payment that fails, one
-/// that comes, and an end, of which there are three.
+/// A customer's life: a Checkout with a trial, which is over, an upgrade, a trouble that passes, of
+/// which there are two, and an end, of which there are three.
 struct Life {
     number: usize,
     customer: String,
@@ -65,18 +67,32 @@ impl Life {
     /// Lives one step at Stripe. The first is told in two events, the second in none of its own.
     async fn step(&mut self, world: &World, step: usize) {
         let path = format!("/v1/subscriptions/{}", self.subscription);
+        let post = async |name, value| drop(world.stripe("POST", &path, &[(name, value)]).await);
         let status = |status| world.sim.set_subscription_status(&self.subscription, status);
-        match (step, self.number % 3) {
-            (0, _) => self.subscription = self.check_out(world).await,
-            (1, _) => {}
-            (2, _) => drop(world.stripe("POST", &path, &[("trial_end", "now")]).await),
-            (3, _) => world.change_price_quietly(&self.subscription, "pro_monthly").await,
-            (4, _) => status("past_due").unwrap(),
-            (5, _) => status("active").unwrap(),
-            (_, 0) => drop(world.stripe("DELETE", &path, &[]).await),
-            (_, 1) => world.change_price_quietly(&self.subscription, "team_monthly").await,
+        match (step, self.trouble(), self.way()) {
+            (0, ..) => self.subscription = self.check_out(world).await,
+            (1, ..) => {}
+            (2, ..) => post("trial_end", "now").await,
+            (3, ..) => world.change_price_quietly(&self.subscription, "pro_monthly").await,
+            // A payment fails, and comes.
+            (4, 0, _) => status("past_due").unwrap(),
+            (5, 0, _) => status("active").unwrap(),
+            // The customer wants to leave, and stays.
+            (4, ..) => post("cancel_at_period_end", "true").await,
+            (5, ..) => post("cancel_at_period_end", "false").await,
+            (_, _, 0) => drop(world.stripe("DELETE", &path, &[]).await),
+            (_, _, 1) => world.change_price_quietly(&self.subscription, "team_monthly").await,
             _ => status("unpaid").unwrap(),
         }
+    }
+
+    fn trouble(&self) -> usize {
+        self.number / WAYS % 2
+    }
+
+    /// In which of the ways it ends.
+    fn way(&self) -> usize {
+        self.number % WAYS
     }
 
     async fn check_out(&self, world: &World) -> String {
@@ -136,8 +152,9 @@ fn told(world: &World) -> HashMap<String, Vec<Value>> {
     told
 }
 
-/// Lives some lives beside each other; answers what each came to.
-async fn live(db: &TestDb, some: &[(usize, [usize; EVENTS])]) -> Vec<(usize, Value)> {
+/// Lives some lives beside each other; answers in which way and after which trouble each ended, and
+/// what it came to.
+async fn live(db: &TestDb, some: &[(usize, [usize; EVENTS])]) -> Vec<(usize, usize, Value)> {
     let world = World::start(db).await;
     world.lose_webhooks();
     let mut lives = Vec::new();
@@ -170,11 +187,9 @@ async fn live(db: &TestDb, some: &[(usize, [usize; EVENTS])]) -> Vec<(usize, Val
     assert_eq!(world.list("/inbox?state=parked").await, [Value::Null; 0]);
     let mut ends = Vec::new();
     for life in &lives {
-        if life.number % 3 < 2 {
-            let truth = world.tier_at_stripe(&life.stripe_id).await;
-            assert_eq!(world.tier(&life.customer).await, truth, "{:?}", life.order);
-        }
-        ends.push((life.number % 3, life.end(&world).await));
+        let truth = world.tier_at_stripe(&life.stripe_id).await;
+        assert_eq!(world.tier(&life.customer).await, truth, "{:?}", life.order);
+        ends.push((life.way(), life.trouble(), life.end(&world).await));
     }
     ends
 }
@@ -182,17 +197,19 @@ async fn live(db: &TestDb, some: &[(usize, [usize; EVENTS])]) -> Vec<(usize, Val
 both_databases! {
     async fn a_life_told_in_any_order_comes_to_one_end(db: TestDb) {
         let chosen = chosen();
-        let mut found: HashMap<usize, (Value, usize)> = HashMap::new();
+        let mut found: HashMap<usize, (Value, [usize; 2])> = HashMap::new();
         for some in chosen.chunks(AT_ONCE) {
             let fresh =
                 if db.is_postgres() { TestDb::postgres().await } else { TestDb::sqlite() };
-            for (way, end) in live(&fresh, some).await {
-                let (first, count) = found.entry(way).or_insert((end.clone(), 0));
+            for (way, trouble, end) in live(&fresh, some).await {
+                let (first, counts) = found.entry(way).or_insert((end.clone(), [0; 2]));
                 assert_eq!(*first, end, "ending {way}");
-                *count += 1;
+                counts[trouble] += 1;
             }
         }
-        assert_eq!(found.values().map(|(_, count)| count).sum::<usize>(), chosen.len());
+        let counts: Vec<usize> = found.values().flat_map(|(_, counts)| *counts).collect();
+        assert_eq!(counts.iter().sum::<usize>(), chosen.len());
+        assert!(counts.len() == 2 * WAYS && !counts.contains(&0), "each trouble before each end: {counts:?}");
         let words = |way: usize| {
             let end = &found[&way].0;
             json!([end["plan_id"], end["subscription"]["status"]])

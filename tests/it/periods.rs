@@ -2,6 +2,7 @@
 //! happens when they turn out to be others than was thought.
 
 mod moved;
+mod month_ends;
 
 use std::time::Duration;
 
@@ -18,13 +19,13 @@ use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::{assert_books_balance, rows};
+use crate::harness::stripe::METER_EVENTS;
 use crate::harness::world::{World, reserve};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-const METER_EVENTS: &str = "/v1/billing/meter_events";
 
 fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
@@ -77,26 +78,12 @@ struct Subscriber {
 async fn subscriber(world: &World, customer: &str, more: &[(&str, &str)]) -> Subscriber {
     world.customer(customer).await;
     let stripe_id = world.link(customer).await;
-    let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;
-    let metered = world
-        .stripe(
-            "POST",
-            "/v1/prices",
-            &[
-                ("product_data[name]", "Runs"),
-                ("unit_amount", "1"),
-                ("currency", "usd"),
-                ("recurring[interval]", "month"),
-                ("recurring[usage_type]", "metered"),
-                ("recurring[meter]", meters["data"][0]["id"].as_str().unwrap()),
-            ],
-        )
-        .await;
+    let metered = world.metered_price().await;
     let plan = world.price("starter_monthly").await;
     let mut form = vec![
         ("customer", stripe_id.as_str()),
         ("items[0][price]", &plan),
-        ("items[1][price]", metered["id"].as_str().unwrap()),
+        ("items[1][price]", &metered),
     ];
     form.extend(more);
     let subscription = world.stripe("POST", "/v1/subscriptions", &form).await;

@@ -8,13 +8,13 @@ use tollgate::jobs::Job;
 use tollgate::sim::FaultKind;
 
 use crate::harness::postgres::TestDb;
-use crate::harness::process::{Finished, Machine};
+use crate::harness::process::{Finished, Machine, wait_for};
 use crate::harness::sql::{assert_books_balance, rows};
+use crate::harness::stripe::METER_EVENTS;
 use crate::harness::world::{STRIPE_KEY, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-const METER_EVENTS: &str = "/v1/billing/meter_events";
 const PLANS: &str = include_str!("../../plans.example.toml");
 /// The command has the machine's clock, to which all this is past.
 const START: &str = "2026-08-01T09:00:00Z";
@@ -218,18 +218,38 @@ const KINDS: [FaultKind; 9] = [
     FaultKind::DelayMs(5000),
 ];
 
-/// Runs the job that sends while time goes on, so that a delayed answer comes.
-async fn push_while_time_passes(world: &World) {
+/// Runs the job that sends while these befall its calls, one after another. Time goes on only while
+/// Stripe takes its time over one.
+async fn push_under(world: &World, faults: &[FaultKind]) {
+    for fault in faults {
+        world.sim.fail_next(METER_EVENTS, 1, *fault);
+    }
+    let before = world.sim.requests().len();
     let job = Job::PushMeterEvents.step(world.app());
     tokio::pin!(job);
     loop {
         tokio::select! {
             done = &mut job => return done.map(|_| ()).expect("it sends"),
-            () = tokio::time::sleep(Duration::from_millis(20)) => {
+            () = a_call_hangs(world, before, faults) => {
                 world.clock.advance(Duration::from_secs(1)).unwrap();
             }
         }
     }
+}
+
+/// Waits until the newest call is one that is delayed, and has been for a look: by then it waits by
+/// the clock.
+async fn a_call_hangs(world: &World, before: usize, faults: &[FaultKind]) {
+    let mut seen = false;
+    wait_for("it is sent, or hangs", async || {
+        let calls = world.sim.requests().split_off(before);
+        let sends = calls.iter().filter(|call| call.path == METER_EVENTS).count();
+        let fault = sends.checked_sub(1).and_then(|place| faults.get(place));
+        let hangs = matches!(fault, Some(FaultKind::DelayMs(_)))
+            && calls.last().is_some_and(|call| call.status.is_none());
+        std::mem::replace(&mut seen, hangs).then_some(())
+    })
+    .await;
 }
 
 both_databases! {
@@ -247,10 +267,8 @@ both_databases! {
                 assert_eq!(world.run(&format!("c{}", throw(4))).await["allowed"], true);
             }
             world.clock.advance(5 * MINUTE).unwrap();
-            for _ in 0..throw(4) {
-                world.sim.fail_next(METER_EVENTS, 1, KINDS[throw(KINDS.len())]);
-            }
-            push_while_time_passes(&world).await;
+            let faults: Vec<_> = (0..throw(4)).map(|_| KINDS[throw(KINDS.len())]).collect();
+            push_under(&world, &faults).await;
             if round % 10 == 4 {
                 // A day and more in which nothing gets through, or nobody hears that it did.
                 let kind = [FaultKind::DropBeforeEffect, FaultKind::DropAfterEffect][throw(2)];

@@ -101,7 +101,7 @@ async fn a_secret_is_shown_before_anything_else_can_go_wrong() {
 
 #[tokio::test]
 async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
-    let (_db, shop) = shop().await;
+    let (db, shop) = shop().await;
     let told = shop.push(&["--dry-run"]).await;
     assert_eq!((told.code, marked(&told, '+').len()), (Some(0), 10), "{told:?}");
     assert!(told.stdout.contains("10 would be created"), "{told:?}");
@@ -110,7 +110,7 @@ async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     assert_eq!((&told["mode"], &told["dry_run"]), (&json!("test"), &json!(true)));
     let price = told["steps"].as_array().unwrap().iter().find(|s| s["name"] == "pro_monthly");
     assert_eq!(price.unwrap()["action"], "create", "{told}");
-    assert!(!shop.machine.path("tollgate.db").exists(), "looking created a database");
+    assert!(!db.sqlite_file().exists(), "looking created a database");
 }
 
 #[tokio::test]
@@ -374,16 +374,60 @@ both_databases! {
 
 // --- being interrupted -------------------------------------------------------------------------
 
+/// What `stripe push` makes, each kind where it is listed.
+const MADE: [&str; 6] = [
+    "/v1/billing/meters",
+    "/v1/products",
+    "/v1/prices",
+    "/v1/billing_portal/configurations",
+    "/v1/webhook_endpoints",
+    "/v2/core/event_destinations",
+];
+
+/// The keys of the creations at a path, in the order sent.
+fn keys_sent(shop: &Shop, path: &str) -> Vec<String> {
+    let requests = shop.sim.requests().into_iter();
+    let sent = requests.filter(|request| request.method == "POST" && request.path == path);
+    sent.filter_map(|request| request.idempotency_key).collect()
+}
+
 #[tokio::test]
-async fn lost_answers_and_limits_are_got_over_in_one_run() {
-    let (_db, shop) = shop().await;
-    for path in ["/v1/billing/meters", "/v1/products", "/v1/prices", "/v1/webhook_endpoints"] {
-        // The first call reads; its answer is lost, and then that of the first write.
-        shop.sim.fail_next(path, 2, FaultKind::DropAfterEffect);
+async fn an_answer_lost_by_a_reading_or_a_write_is_got_over_in_one_run() {
+    for lost in [FaultKind::DropAfterEffect, FaultKind::CutBody, FaultKind::DropBeforeEffect] {
+        let (_db, shop) = shop().await;
+        for path in MADE {
+            // The first call reads. What answers it the second time comes through; the next call
+            // there is the first write.
+            shop.sim.fail_next(path, 1, lost);
+            shop.sim.fail_next(path, 1, FaultKind::SlowBodyMs(0));
+            shop.sim.fail_next(path, 1, lost);
+        }
+        let pushed = Shop::pushed(&shop.push(&["--json"]).await);
+        assert_eq!(pushed["secrets"].as_array().unwrap().len(), 2, "{pushed}");
+        for path in MADE {
+            let sent = keys_sent(&shop, path);
+            assert!(sent[0] == sent[1], "{lost:?}: {path} {sent:?}");
+        }
+        assert_everything_is_there_once(&shop).await;
     }
-    let pushed = Shop::pushed(&shop.push(&["--json"]).await);
-    assert_eq!(pushed["secrets"].as_array().unwrap().len(), 2, "{pushed}");
-    assert_everything_is_there_once(&shop).await;
+}
+
+#[tokio::test]
+async fn a_limit_ends_the_run_and_the_next_one_goes_on_with_the_same_keys() {
+    for path in MADE {
+        let (_db, shop) = shop().await;
+        shop.sim.fail_next(path, 1, FaultKind::SlowBodyMs(0));
+        shop.sim.fail_next(path, 1, FaultKind::RateLimited);
+        let limited = shop.push(&[]).await;
+        assert_eq!(limited.code, Some(1), "{path}: {limited:?}");
+        for said in ["429", "run it again to go on from here"] {
+            assert!(limited.stderr.contains(said), "{path}: {limited:?}");
+        }
+        assert_eq!(shop.push(&[]).await.code, Some(0), "{path}");
+        let sent = keys_sent(&shop, path);
+        assert!(sent[0] == sent[1], "{path}: {sent:?}");
+        assert_everything_is_there_once(&shop).await;
+    }
 }
 
 #[tokio::test]
@@ -425,7 +469,7 @@ async fn what_was_made_and_undone_today_is_made_anew() {
 #[tokio::test]
 async fn a_500_that_stripe_remembers_does_not_block_the_day() {
     let (_db, shop) = shop().await;
-    // Both readings, then the write.
+    // The reading, then the write.
     shop.sim.fail_next("/v1/webhook_endpoints", 1, FaultKind::SlowBodyMs(0));
     shop.sim.fail_next("/v1/webhook_endpoints", 1, FaultKind::ServerError);
     assert_eq!(shop.push(&[]).await.code, Some(0));

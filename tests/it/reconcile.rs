@@ -13,13 +13,13 @@ use tollgate::store::outbox::NewMeterEvent;
 use tollgate::store::usage::CounterKey;
 
 use crate::harness::sql::rows;
+use crate::harness::stripe::METER_EVENTS;
 use crate::harness::world::{WEBHOOK_SECRET, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
-const METER_EVENTS: &str = "/v1/billing/meter_events";
 
 // --- What the stories are told in --------------------------------------------------------------
 
@@ -467,8 +467,8 @@ both_databases! {
         assert_eq!(codes, ["no_meter", "no_meter"]);
     }
 
-    async fn a_report_that_cannot_be_fetched_now_waits_and_a_stripe_key_may_be_missing(db: TestDb) {
-        let world = World::start(&db).await;
+    async fn a_report_that_cannot_be_fetched_now_waits_for_stripe_and_for_a_key(db: TestDb) {
+        let mut world = World::start(&db).await;
         listen(&world);
         world.linked("acme").await;
         let meter = meter(&world).await;
@@ -478,6 +478,13 @@ both_databases! {
         world.sim.fail_next("/v2/core/events", 1, FaultKind::RateLimited);
         world.advance(30 * SECOND).await;
         assert_eq!(outbox(&world, "acme").await, ["delivered 7"]);
+        let report = "/inbox?state=pending";
+        assert_eq!(world.list(report).await[0]["attempts"], 1);
+        world.restart_with(&[("STRIPE_SECRET_KEY", "")]).await;
+        world.advance(MINUTE).await;
+        assert_eq!(outbox(&world, "acme").await, ["delivered 7"]);
+        assert_eq!(world.list(report).await[0]["attempts"], 2, "and is not given up");
+        world.restart_with(&[]).await;
         world.advance(MINUTE).await;
         assert_eq!(outbox(&world, "acme").await, ["parked 7"]);
     }

@@ -1,25 +1,14 @@
 //! The simulator, judged by the official SDKs and CLI over real HTTP.
 
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{FaultKind, SimConfig, Simulator};
+use tollgate::sim::{FaultKind, Simulator};
 
-use crate::harness::{judge, sdk};
+use crate::harness::{judge, sdk, stripe};
 
 const KEY: &str = "sk_test_walk";
 
 async fn simulator() -> Simulator {
-    simulator_at(Clock::manual("2026-11-01T09:00:00Z".parse().unwrap())).await
-}
-
-async fn simulator_at(clock: Clock) -> Simulator {
-    let config = SimConfig {
-        clock,
-        entropy: Entropy::seeded(7),
-        api_key: KEY.to_owned(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-    };
-    Simulator::start(config).await.unwrap()
+    stripe::simulator(Clock::manual("2026-11-01T09:00:00Z".parse().unwrap()), KEY).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +33,7 @@ async fn a_customers_life_told_by_the_official_sdk_is_what_the_simulator_has() {
     let requests = simulator.requests();
     let refused: Vec<_> = requests.iter().filter(|request| request.status != Some(200)).collect();
     assert_eq!(refused.len(), 1, "{refused:?}");
-    assert_eq!(refused[0].path, "/v1/billing/meter_events");
+    assert_eq!(refused[0].path, stripe::METER_EVENTS);
     assert_eq!(refused[0].status, Some(400));
     assert_eq!(judge::mistakes(&simulator), [""; 0]);
     simulator.stop().await;
@@ -129,7 +118,7 @@ async fn the_official_cli_brings_about_the_events_it_is_asked_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_of_failed_usage_is_what_the_sdk_takes_it_for() {
     let clock = Clock::manual("2026-11-01T09:00:00Z".parse().unwrap());
-    let simulator = simulator_at(clock.clone()).await;
+    let simulator = stripe::simulator(clock.clone(), KEY).await;
     let base = simulator.base_url();
     simulator.seed_catalog(&[], &["ai_runs"]).unwrap();
     for event_name in ["ai_runs", "no_such_meter"] {

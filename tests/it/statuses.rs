@@ -149,16 +149,10 @@ both_databases! {
         let world = World::start(&db).await;
         world.customer("acme").await;
         let stripe_id = world.link("acme").await;
-        let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;
-        let meter = meters["data"][0]["id"].as_str().unwrap().to_owned();
-        let overage = world.stripe("POST", "/v1/prices", &[
-            ("product_data[name]", "Overage"), ("currency", "usd"), ("unit_amount", "2"),
-            ("recurring[interval]", "month"), ("recurring[usage_type]", "metered"),
-            ("recurring[meter]", &meter),
-        ]).await;
+        let overage = world.metered_price().await;
         let price = world.price("pro_monthly").await;
         world.stripe("POST", "/v1/subscriptions", &[
-            ("customer", stripe_id.as_str()), ("items[0][price]", overage["id"].as_str().unwrap()),
+            ("customer", stripe_id.as_str()), ("items[0][price]", overage.as_str()),
             ("items[1][price]", &price),
         ]).await;
         world.settle().await;

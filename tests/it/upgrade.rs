@@ -67,17 +67,7 @@ async fn open_sessions(world: &World) -> Vec<String> {
 
 /// Gives a subscription a second, metered item.
 async fn add_metered_item(world: &World, subscription: &str) -> String {
-    let meters = world.stripe("GET", "/v1/billing/meters", &[]).await;
-    let form = [
-        ("currency", "usd"),
-        ("unit_amount", "1"),
-        ("product_data[name]", "Runs beyond"),
-        ("recurring[interval]", "month"),
-        ("recurring[usage_type]", "metered"),
-        ("recurring[meter]", meters["data"][0]["id"].as_str().unwrap()),
-    ];
-    let price = world.stripe("POST", "/v1/prices", &form).await;
-    let price = price["id"].as_str().unwrap().to_owned();
+    let price = world.metered_price().await;
     let path = format!("/v1/subscriptions/{subscription}");
     world.stripe("POST", &path, &[("items[0][price]", &price)]).await;
     world.settle().await;

@@ -13,11 +13,11 @@ use tollgate::store::usage::CounterKey;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::sql::rows;
+use crate::harness::stripe::METER_EVENTS;
 use crate::harness::world::{API_KEY, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-const METER_EVENTS: &str = "/v1/billing/meter_events";
 
 // --- What the stories are told in --------------------------------------------------------------
 

@@ -176,14 +176,13 @@ both_databases! {
     }
 }
 
-/// A Stripe customer on Pro of whom nobody here knows; its webhooks have arrived and are parked.
-async fn stranger_on_pro(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
+/// A Stripe customer on Pro of whom nobody here knows, unless its subscription's metadata says who it
+/// is; its webhooks have arrived.
+async fn parked_stranger(world: &World, metadata: &[(&str, &str)]) -> (String, String) {
     let stripe_id = world.stripe_customer(&[("email", "z@example.com")]).await;
-    let price = world.price("pro_monthly").await;
-    let form = [&[("customer", stripe_id.as_str()), ("items[0][price]", &price)], metadata];
-    let subscription = world.stripe("POST", "/v1/subscriptions", &form.concat()).await;
+    let subscription = world.subscribe_quietly(&stripe_id, metadata).await;
     world.settle().await;
-    (stripe_id, subscription["id"].as_str().unwrap().to_owned())
+    (stripe_id, subscription)
 }
 
 /// What concerns a tier is applied; of the rest nothing waits.
@@ -198,7 +197,7 @@ both_databases! {
     async fn an_unknown_customers_events_are_parked_and_applied_when_it_is_linked(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;
-        let (stripe_id, _) = stranger_on_pro(&world, &[]).await;
+        let (stripe_id, _) = parked_stranger(&world, &[]).await;
         let parked = world.list("/inbox?state=parked").await;
         assert!(parked.iter().any(|row| row["event_type"] == "customer.subscription.created"));
         assert!(parked.iter().all(|row| row["detail"].as_str().unwrap().contains("tied")));
@@ -216,7 +215,7 @@ both_databases! {
     async fn metadata_on_the_stripe_customer_links_it(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;
-        let (stripe_id, _) = stranger_on_pro(&world, &[]).await;
+        let (stripe_id, _) = parked_stranger(&world, &[]).await;
         let form = [("metadata[tollgate_customer_id]", "acme")];
         world.stripe("POST", &format!("/v1/customers/{stripe_id}"), &form).await;
         world.settle().await;
@@ -230,10 +229,7 @@ both_databases! {
         world.customer("acme").await;
         world.lose_webhooks();
         let form = [("metadata[tollgate_customer_id]", "acme")];
-        let stripe_id = world.stripe_customer(&form).await;
-        let price = world.price("pro_monthly").await;
-        let form = [("customer", stripe_id.as_str()), ("items[0][price]", &price)];
-        world.stripe("POST", "/v1/subscriptions", &form).await;
+        let (stripe_id, _) = world.stranger_on_pro(&form).await;
         let events = world.events_of(&stripe_id);
         let paid = events.iter().find(|event| event["type"] == "invoice.paid").unwrap();
         assert_eq!(world.deliver(paid).await.status, 200);
@@ -246,9 +242,9 @@ both_databases! {
         world.customer("acme").await;
         world.customer("beta").await;
         let named = [("metadata[tollgate_customer_id]", "acme")];
-        stranger_on_pro(&world, &named).await;
+        parked_stranger(&world, &named).await;
         assert_eq!(world.tier("acme").await, "pro active");
-        let (_, subscription) = stranger_on_pro(&world, &[]).await;
+        let (_, subscription) = parked_stranger(&world, &[]).await;
         let form = [("metadata[tollgate_customer_id]", "beta")];
         world.stripe("POST", &format!("/v1/subscriptions/{subscription}"), &form).await;
         world.settle().await;
@@ -259,7 +255,7 @@ both_databases! {
     async fn a_checkouts_reference_links_it(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;
-        let (stripe_id, subscription) = stranger_on_pro(&world, &[]).await;
+        let (stripe_id, subscription) = parked_stranger(&world, &[]).await;
         let session = json!({
             "id": "cs_test_1", "object": "checkout.session", "mode": "subscription",
             "status": "complete", "customer": stripe_id, "subscription": subscription,
@@ -274,8 +270,8 @@ both_databases! {
     async fn what_names_a_customer_before_it_exists_is_applied_when_it_does(db: TestDb) {
         let world = World::start(&db).await;
         let named = |id| [("metadata[tollgate_customer_id]", id)];
-        stranger_on_pro(&world, &named("acme")).await;
-        stranger_on_pro(&world, &named("beta")).await;
+        parked_stranger(&world, &named("acme")).await;
+        parked_stranger(&world, &named("beta")).await;
         assert!(world.inbox_states().await.contains(&"parked".to_owned()));
         world.lose_webhooks();
         world.customer("acme").await;
@@ -300,7 +296,7 @@ both_databases! {
         assert_eq!((taken.status, taken.error().as_str()),
             (409, "stripe_customer_taken: stripe_customer_id"));
         // Someone else's Checkout that claims to be acme's.
-        let (other, _) = stranger_on_pro(&world, &[("metadata[tollgate_customer_id]", "acme")]).await;
+        let (other, _) = parked_stranger(&world, &[("metadata[tollgate_customer_id]", "acme")]).await;
         assert_eq!(world.tier("acme").await, "starter -");
         let parked = world.list("/inbox?customer_id=acme&state=parked").await;
         assert!(parked.iter().any(|row| row["stripe_customer_id"] == other.as_str()), "{parked:?}");

@@ -13,5 +13,6 @@ pub mod sdk;
 pub mod shop;
 pub mod smtp_sink;
 pub mod sql;
+pub mod stripe;
 pub mod webhooks;
 pub mod world;

@@ -1,5 +1,7 @@
 //! Empty databases for tests, and the macro that runs one test on both kinds.
 
+use std::path::PathBuf;
+
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 use tollgate::clock::Clock;
@@ -39,6 +41,9 @@ macro_rules! both_databases {
     )+};
 }
 
+/// The name of SQLite's file in its folder.
+const SQLITE_FILE: &str = "tollgate.db";
+
 /// An empty database, removed when this is dropped.
 pub struct TestDb {
     /// What `DATABASE_URL` would say.
@@ -49,7 +54,7 @@ pub struct TestDb {
 enum Kind {
     /// The folder the file is in; gone with it.
     Sqlite {
-        _folder: TempDir,
+        folder: TempDir,
     },
     Postgres,
 }
@@ -57,7 +62,15 @@ enum Kind {
 impl TestDb {
     pub fn sqlite() -> Self {
         let (folder, url) = fresh_sqlite();
-        Self { url, kind: Kind::Sqlite { _folder: folder } }
+        Self { url, kind: Kind::Sqlite { folder } }
+    }
+
+    /// Where SQLite keeps it, be it there already or not.
+    pub fn sqlite_file(&self) -> PathBuf {
+        match &self.kind {
+            Kind::Sqlite { folder } => folder.path().join(SQLITE_FILE),
+            Kind::Postgres => panic!("PostgreSQL keeps it where it likes"),
+        }
     }
 
     pub async fn postgres() -> Self {
@@ -99,7 +112,7 @@ impl Drop for TestDb {
 /// The URL of a file that is not there yet, and the folder it will be in.
 pub fn fresh_sqlite() -> (TempDir, String) {
     let folder = tempfile::tempdir().expect("the system's folder for temporary files is writable");
-    let url = format!("sqlite://{}/tollgate.db", folder.path().display());
+    let url = format!("sqlite://{}", folder.path().join(SQLITE_FILE).display());
     (folder, url)
 }
 

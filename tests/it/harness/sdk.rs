@@ -129,10 +129,9 @@ mod tests {
     use std::time::Duration;
 
     use tollgate::clock::Clock;
-    use tollgate::entropy::Entropy;
-    use tollgate::sim::{SimConfig, Simulator};
 
     use super::*;
+    use crate::harness::stripe::simulator;
 
     const SECRET: &str = "whsec_test";
     const BODY: &str = r#"{"id":"evt_1","object":"event","type":"invoice.paid","name":"Zoë"}"#;
@@ -160,14 +159,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_simulator_surprises_the_official_sdk_nowhere() {
-        let simulator = Simulator::start(SimConfig {
-            clock: Clock::manual(SENT_AT),
-            entropy: Entropy::seeded(1),
-            api_key: "sk_test_walk".to_owned(),
-            listen: ([127, 0, 0, 1], 0).into(),
-        })
-        .await
-        .unwrap();
+        let simulator = simulator(Clock::manual(SENT_AT), "sk_test_walk").await;
         let made = drive(&simulator.base_url(), "sk_test_walk").await.expect("no surprise");
         assert!(made["subscription"].as_str().is_some_and(|id| id.starts_with("sub_")), "{made}");
         let error = drive(&simulator.base_url(), "sk_test_other").await.unwrap_err();

@@ -5,12 +5,12 @@ use std::net::TcpListener;
 
 use serde_json::{Value, json};
 use tollgate::clock::Clock;
-use tollgate::entropy::Entropy;
-use tollgate::sim::{SimConfig, Simulator};
+use tollgate::sim::Simulator;
 
 use super::judge;
 use super::postgres::TestDb;
 use super::process::{Finished, Machine};
+use super::stripe::simulator;
 use super::world::STRIPE_KEY;
 
 pub struct Shop {
@@ -28,13 +28,7 @@ impl Shop {
 
     /// The same with a clock of Stripe's own, and any key.
     pub async fn open_at(db: &TestDb, clock: Clock, key: &str) -> Self {
-        let sim = Simulator::start(SimConfig {
-            clock,
-            entropy: Entropy::seeded(1),
-            api_key: key.to_owned(),
-            listen: "127.0.0.1:0".parse().expect("an address"),
-        });
-        let sim = sim.await.expect("the simulator starts");
+        let sim = simulator(clock, key).await;
         let mut machine = Machine::on(db);
         let address = free_address();
         machine.set("STRIPE_SECRET_KEY", key);

@@ -89,17 +89,19 @@ impl World {
         format!("{} {status}", shown["plan_id"].as_str().unwrap_or("-"))
     }
 
-    /// The same in Stripe's own words: its live subscription's plan (by lookup key) and status.
+    /// The same in Stripe's own words: the plan (by lookup key) and status of the subscription that
+    /// has not ended.
     pub async fn tier_at_stripe(&self, stripe_id: &str) -> String {
-        let path = format!("/v1/subscriptions?customer={stripe_id}&status=active");
+        let path = format!("/v1/subscriptions?customer={stripe_id}");
         let listed = self.stripe("GET", &path, &[]).await;
-        let live = listed["data"].as_array().expect("a list");
-        assert!(live.len() < 2, "one live subscription at most: {listed}");
-        let key = live.first().map(|s| &s["items"]["data"][0]["price"]["lookup_key"]);
-        match key.and_then(Value::as_str) {
-            Some(key) => format!("{} active", key.trim_end_matches("_monthly")),
-            None => "starter -".to_owned(),
-        }
+        let listed = listed["data"].as_array().expect("a list");
+        let [live] = &listed[..] else {
+            assert!(listed.is_empty(), "one live subscription at most: {listed:?}");
+            return "starter -".to_owned();
+        };
+        let key = live["items"]["data"][0]["price"]["lookup_key"].as_str().expect("a plan's");
+        let status = live["status"].as_str().expect("a status");
+        format!("{} {status}", key.trim_end_matches("_monthly"))
     }
 
     /// Support's sync of one customer.

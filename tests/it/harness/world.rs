@@ -16,11 +16,12 @@ use tollgate::domain::usage::MAX_QUANTITY;
 use tollgate::entropy::Entropy;
 use tollgate::gate::quotas::{self, Change, ChangeError};
 use tollgate::jobs::Job;
-use tollgate::sim::{SeedPrice, SimConfig, Simulator};
+use tollgate::sim::Simulator;
 
 use super::judge;
 use super::postgres::TestDb;
 use super::smtp_sink::SmtpSink;
+use super::stripe::{METER_EVENTS, monthly, simulator};
 
 pub const API_KEY: &str = "api-key-of-the-tests-0123";
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests-0123";
@@ -83,29 +84,11 @@ impl World {
     /// them this must be past.
     pub async fn with_plans_at(db: &TestDb, plans: &str, start: &str) -> Self {
         let clock = Clock::manual(start.parse().expect("start is a time"));
-        let sim = Simulator::start(SimConfig {
-            clock: clock.clone(),
-            entropy: Entropy::seeded(7),
-            api_key: STRIPE_KEY.to_owned(),
-            listen: "127.0.0.1:0".parse().expect("an address"),
-        })
-        .await
-        .expect("the simulator starts");
-        let price = |lookup_key, amount_minor| SeedPrice {
-            lookup_key,
-            amount_minor,
-            currency: "usd",
-            interval: "month",
-        };
-        sim.seed_catalog(
-            &[
-                price("starter_monthly", 2900),
-                price("pro_monthly", 9900),
-                price("team_monthly", 39900),
-            ],
-            &["ai_runs"],
-        )
-        .expect("the catalog is seeded");
+        let sim = simulator(clock.clone(), STRIPE_KEY).await;
+        let plans_prices =
+            [("starter_monthly", 2900), ("pro_monthly", 9900), ("team_monthly", 39900)];
+        let prices = plans_prices.map(|(lookup_key, minor)| monthly(lookup_key, minor));
+        sim.seed_catalog(&prices, &["ai_runs"]).expect("the catalog is seeded");
         let mail = SmtpSink::start().await;
         let files = tempfile::tempdir().expect("a folder for the plans file");
         std::fs::write(files.path().join("plans.toml"), plans).expect("the plans file is written");
@@ -408,7 +391,7 @@ impl World {
             ("payload[value]", units),
             ("timestamp", now.as_str()),
         ];
-        self.stripe("POST", "/v1/billing/meter_events", &form).await;
+        self.stripe("POST", METER_EVENTS, &form).await;
     }
 
     /// Gives a Stripe customer a subscription and lets the webhooks arrive; answers its id.

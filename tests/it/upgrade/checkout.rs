@@ -79,6 +79,24 @@ both_databases! {
         assert_eq!(upgrade(&world, "acme", "pro").await.0, "checkout");
     }
 
+    async fn a_card_that_fails_at_checkout_leaves_the_page_to_try_another(db: TestDb) {
+        let world = start(&db).await;
+        world.customer("acme").await;
+        world.runs("acme", 200).await;
+        let first = upgrade(&world, "acme", "pro").await;
+        for fails in [CheckoutPayment::Declined, CheckoutPayment::Unconfirmed] {
+            assert!(world.sim.complete_checkout(id_in(&first.1), fails).is_err());
+            world.settle().await;
+            assert_eq!(world.gate("acme").await, "false limit_reached", "{fails:?}");
+            assert_eq!(upgrade(&world, "acme", "pro").await, first, "the page is still there");
+        }
+        let session = pay(&world, &first.1).unwrap();
+        world.settle().await;
+        assert_eq!(world.gate("acme").await, "true within_limit");
+        assert_eq!(live(&world, session["customer"].as_str().unwrap()).await.len(), 1);
+        assert_eq!(open_sessions(&world).await.len(), 0);
+    }
+
     async fn the_same_wish_again_is_the_same_page(db: TestDb) {
         let world = start(&db).await;
         world.customer("acme").await;

@@ -27,6 +27,13 @@ async fn charges(world: &World, stripe_id: &str) -> Vec<(i64, String)> {
         .collect()
 }
 
+/// The keys of the changes that the daemon has sent to a path, one for each time.
+fn keys_sent(world: &World, path: &str) -> Vec<String> {
+    let requests = world.sim.requests().into_iter();
+    let sent = requests.filter(|request| request.method == "POST" && request.path == path);
+    sent.filter_map(|request| request.idempotency_key).collect()
+}
+
 async fn open_invoice(world: &World, stripe_id: &str) -> String {
     let path = format!("/v1/invoices?customer={stripe_id}&status=open");
     world.stripe("GET", &path, &[]).await["data"][0]["id"].as_str().unwrap().to_owned()
@@ -223,19 +230,29 @@ both_databases! {
         assert_eq!(open_sessions(&world).await.len(), 0);
     }
 
-    async fn a_lost_answer_is_one_change_all_the_same(db: TestDb) {
+    async fn a_change_without_an_answer_is_sent_again_with_its_key_and_made_once(db: TestDb) {
         let world = start(&db).await;
-        let (stripe_id, subscription) = with_two_items(&world, "acme").await;
-        let (_, url) = upgrade(&world, "acme", "pro").await;
-        let page = read(&world, &url).await;
-        let path = format!("/v1/subscriptions/{subscription}");
-        // One goes to the reading before the change.
-        world.sim.fail_next(&path, 3, FaultKind::DropAfterEffect);
-        let (status, _, _) = press(&world, &token_in(&page)).await;
-        assert!(matches!(status, 303 | 503), "{status}");
-        press(&world, &token_in(&page)).await;
-        assert_eq!(charges(&world, &stripe_id).await.len(), 1);
-        assert_eq!(plan_of(&world, "acme").await, "pro");
+        for (customer, fault) in [
+            ("acme", FaultKind::DropAfterEffect),
+            ("globex", FaultKind::CutBody),
+            ("initech", FaultKind::DropBeforeEffect),
+            ("hooli", FaultKind::RateLimited),
+        ] {
+            let (stripe_id, subscription) = with_two_items(&world, customer).await;
+            let (_, url) = upgrade(&world, customer, "pro").await;
+            let token = token_in(&read(&world, &url).await);
+            // The first call only reads, and nothing happens to it; the second is the change.
+            let path = format!("/v1/subscriptions/{subscription}");
+            world.sim.fail_next(&path, 1, FaultKind::SlowBodyMs(0));
+            world.sim.fail_next(&path, 1, fault);
+            assert_eq!(press(&world, &token).await.0, 303, "{fault:?}");
+            let sent = keys_sent(&world, &path);
+            assert!(sent.len() == 2 && sent[0] == sent[1], "{fault:?}: {sent:?}");
+            assert_eq!(press(&world, &token).await.0, 303, "{fault:?}");
+            let charges = charges(&world, &stripe_id).await;
+            assert!(charges.len() == 1 && charges[0].1 == "paid", "{fault:?}: {charges:?}");
+            assert_eq!(plan_of(&world, customer).await, "pro");
+        }
     }
 
     async fn a_subscription_that_ends_is_changed_until_then(db: TestDb) {
