@@ -12,6 +12,11 @@ pub enum CreditError {
     #[error("the run names no model, and its credits depend on that")]
     NoModel,
     /// The name is fit to be shown: see [`crate::domain::run::is_model_name`].
+    #[error(
+        "the run says neither value nor its tokens, and its credits depend on them: their names are \
+         input_tokens, cached_input_tokens and output_tokens"
+    )]
+    NoTokens,
     #[error("the plans file has no credits for the model {model}")]
     UnknownModel { model: String },
     #[error("the run would draw more than 1000000000 credits")]

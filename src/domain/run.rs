@@ -33,6 +33,16 @@ pub struct RunFacts {
     pub output_tokens: i64,
 }
 
+const TOKEN_FIELDS: [&str; 3] = ["input_tokens", "cached_input_tokens", "output_tokens"];
+
+/// Whether a run's properties speak of its model or its tokens, and yet count none of them: most
+/// likely they are named as a provider's API names them.
+pub fn leaves_tokens_out(properties: &Map<String, Value>) -> bool {
+    let is_said = |field: &str| properties.get(field).is_some_and(|value| !value.is_null());
+    let speaks = properties.keys().any(|name| name.to_ascii_lowercase().contains("token"));
+    (speaks || is_said("model")) && !TOKEN_FIELDS.into_iter().any(is_said)
+}
+
 /// A property of a run that is not what it must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{field} must be {wanted}")]
@@ -57,9 +67,9 @@ impl RunFacts {
     ) -> Result<(Self, Map<String, Value>), BadProperty> {
         let run = Self {
             model: take_model(&mut properties)?,
-            input_tokens: take_tokens(&mut properties, "input_tokens")?,
-            cached_input_tokens: take_tokens(&mut properties, "cached_input_tokens")?,
-            output_tokens: take_tokens(&mut properties, "output_tokens")?,
+            input_tokens: take_tokens(&mut properties, TOKEN_FIELDS[0])?,
+            cached_input_tokens: take_tokens(&mut properties, TOKEN_FIELDS[1])?,
+            output_tokens: take_tokens(&mut properties, TOKEN_FIELDS[2])?,
         };
         if run.cached_input_tokens > run.input_tokens {
             return Err(BadProperty {
@@ -133,6 +143,26 @@ mod tests {
         assert_eq!(read(json!({})).unwrap(), (RunFacts::default(), json!({})));
         let nulls = json!({"model": null, "input_tokens": null, "output_tokens": null});
         assert_eq!(read(nulls).unwrap(), (RunFacts::default(), json!({})));
+    }
+
+    #[test]
+    fn tokens_by_other_names_are_left_out() {
+        let left_out = |properties: Value| leaves_tokens_out(properties.as_object().unwrap());
+        for said in [
+            json!({"model": "m", "prompt_tokens": 5, "completion_tokens": 9}),
+            json!({"inputTokens": 5}),
+            json!({"model": "m", "input_tokens": null}),
+        ] {
+            assert!(left_out(said.clone()), "{said}");
+        }
+        for said in [
+            json!({}),
+            json!({"request": 7}),
+            json!({"model": "m", "output_tokens": 0}),
+            json!({"model": "m", "max_tokens": 4000, "input_tokens": 5}),
+        ] {
+            assert!(!left_out(said.clone()), "{said}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::io;
 
 use super::batch;
 use super::books::Books;
-use super::request::{Ask, Request, units_of};
+use super::request::{Ask, Request};
 use super::{Decided, GateError};
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -161,8 +161,7 @@ fn judge(
         // What is left is not known well enough to hold it or to count up to it.
         Intent::RecordCapped | Intent::Reserve | Intent::Commit | Intent::Release => return None,
     };
-    let value =
-        units_of(&catalog, &request.feature_id, request.value, &request.said.run, 1).ok()?;
+    let value = request.units(&catalog).ok()?;
     let plan = catalog.plan(facts.plan_id.as_ref()?.as_str())?;
     let limit = plan.limits.get(&request.feature_id).map(|limit| limit.enforcement);
     let enforcement = facts.particular.map(|own| own.enforcement).or(limit)?;

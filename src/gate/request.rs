@@ -41,7 +41,7 @@ impl Request {
         if !catalog.features.contains_key(&self.feature_id) {
             return Err(GateError::UnknownFeature);
         }
-        Ok(units_of(catalog, &self.feature_id, self.value, &self.said.run, 1)?)
+        Ok(units_of(catalog, &self.feature_id, self.value, &self.said, self.intent, 1)?)
     }
 }
 
@@ -50,6 +50,8 @@ impl Request {
 pub struct Said {
     /// Model and tokens.
     pub run: RunFacts,
+    /// See [`crate::domain::run::leaves_tokens_out`].
+    pub tokens_left_out: bool,
     /// All else, as a JSON object.
     pub properties: Option<String>,
 }
@@ -92,13 +94,19 @@ pub(super) fn units_of(
     catalog: &Catalog,
     feature_id: &FeatureId,
     stated: Option<i64>,
-    run: &RunFacts,
+    said: &Said,
+    intent: Intent,
     otherwise: i64,
 ) -> Result<i64, CreditError> {
-    match (stated, catalog.credits.get(feature_id)) {
-        (Some(units), _) => Ok(units),
+    let (Some(table), None) = (catalog.credits.get(feature_id), stated) else {
+        return Ok(stated.unwrap_or(otherwise));
+    };
+    // A question may leave the tokens open; what is counted would be one credit without them.
+    let left_out = said.tokens_left_out && intent != Intent::Check;
+    if said.run == RunFacts::default() && !left_out {
         // Who says nothing of the run asks whether there is any balance at all.
-        (None, Some(table)) if *run != RunFacts::default() => credits_drawn(table, run),
-        (None, _) => Ok(otherwise),
+        return Ok(otherwise);
     }
+    let drawn = credits_drawn(table, &said.run)?;
+    if left_out { Err(CreditError::NoTokens) } else { Ok(drawn) }
 }

@@ -88,7 +88,8 @@ impl Batch {
                 &self.catalog,
                 &held.feature_id,
                 settlement.value,
-                &settlement.said.run,
+                &settlement.said,
+                settlement.intent,
                 hold.units,
             )?,
         };

@@ -15,7 +15,7 @@ use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::ReservationId;
-use crate::domain::run::RunFacts;
+use crate::domain::run::{RunFacts, leaves_tokens_out};
 use crate::domain::usage::MAX_QUANTITY;
 use crate::gate::{Request, RequestKey, Said, Settlement};
 
@@ -225,7 +225,9 @@ fn hold_seconds(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
 /// What the caller says of the run.
 fn said(fields: &mut Fields) -> Result<Said, ApiError> {
     let Some(properties) = fields.object("properties")? else { return Ok(Said::default()) };
-    let (run, rest) = RunFacts::from_properties(properties.into_map()).map_err(|bad| {
+    let properties = properties.into_map();
+    let tokens_left_out = leaves_tokens_out(&properties);
+    let (run, rest) = RunFacts::from_properties(properties).map_err(|bad| {
         let name = format!("properties.{}", bad.field);
         match bad.wrong_type {
             true => ApiError::malformed(format!("{name} must be {}", bad.wanted)).param(name),
@@ -233,7 +235,7 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
         }
     })?;
     if rest.is_empty() {
-        return Ok(Said { run, properties: None });
+        return Ok(Said { run, tokens_left_out, properties: None });
     }
     let json = Value::Object(rest).to_string();
     // PostgreSQL's JSON cannot hold a NUL, and nothing sensible has one.
@@ -242,7 +244,7 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
             format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
-    Ok(Said { run, properties: Some(json) })
+    Ok(Said { run, tokens_left_out, properties: Some(json) })
 }
 
 fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {

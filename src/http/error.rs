@@ -125,6 +125,7 @@ impl From<GateError> for ApiError {
             GateError::Credits(cause) => {
                 let (code, param) = match &cause {
                     CreditError::NoModel => ("missing_field", "properties.model"),
+                    CreditError::NoTokens => ("missing_field", "properties.input_tokens"),
                     CreditError::UnknownModel { .. } => ("unknown_model", "properties.model"),
                     CreditError::TooLarge => ("invalid_value", "properties"),
                 };

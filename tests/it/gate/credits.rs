@@ -136,6 +136,31 @@ both_databases! {
         assert_eq!(world.call("POST", &commit, &json!({"properties": haiku(0, 1)})).await.ok()["value"], 1);
     }
 
+    async fn tokens_by_another_name_are_not_taken_for_none(db: TestDb) {
+        let world = World::with_plans(&db, &credit_plans("")).await;
+        world.customer("acme").await;
+        let held = credits(&world, "/v1/check", json!({"required_balance": 5, "reserve": {}})).await;
+        let commit = format!("/v1/reservations/{}/commit", held["reservation"]["id"].as_str().unwrap());
+        let of_openai = json!({"model": "claude-haiku", "prompt_tokens": 500_000, "completion_tokens": 9_000});
+        for (path, fields) in [
+            ("/v1/track", json!({"properties": of_openai})),
+            ("/v1/check", json!({"properties": of_openai, "send_event": true})),
+            ("/v1/check", json!({"properties": {"model": "claude-haiku"}, "reserve": {}})),
+        ] {
+            let mut run = body("acme", fields);
+            run["feature_id"] = json!("ai_credits");
+            let refused = world.call("POST", path, &run).await;
+            assert_eq!((refused.status, refused.error().as_str()), (422, "missing_field: properties.input_tokens"));
+        }
+        let refused = world.call("POST", &commit, &json!({"properties": of_openai})).await;
+        assert_eq!((refused.status, refused.error().as_str()), (422, "missing_field: properties.input_tokens"));
+        // A number, a count of none, and a question are all clear.
+        assert_eq!(credits(&world, "/v1/track", json!({"properties": of_openai, "value": 7})).await["value"], 7);
+        assert_eq!(credits(&world, "/v1/track", json!({"properties": haiku(0, 0)})).await["value"], 1);
+        assert_eq!(credits(&world, "/v1/check", json!({"properties": of_openai})).await["allowed"], true);
+        assert_eq!(world.commit(held["reservation"]["id"].as_str().unwrap(), &json!({})).await.ok()["value"], 5);
+    }
+
     async fn an_unknown_model_counts_as_the_one_that_the_plans_name(db: TestDb) {
         let world = World::with_plans(&db, &credit_plans("count_unknown_models_as = \"claude-haiku\"")).await;
         world.customer("acme").await;
