@@ -51,7 +51,8 @@ pub struct Contender {
     pub ask: Ask,
 }
 
-/// Measures all contenders in turn, round by round; at the end of each round `after_round`.
+/// Measures all contenders in turn, each round beginning with another one; at the end of each round
+/// `after_round`.
 pub fn rounds(
     servers: &mut [Server],
     contenders: &[Contender],
@@ -63,19 +64,22 @@ pub fn rounds(
     let mut samples = vec![Vec::new(); connections.len() * contenders.len()];
     for round in 1..=timing.rounds {
         for (c, connections) in connections.iter().enumerate() {
-            let mut base = f64::NAN;
-            for (k, contender) in contenders.iter().enumerate() {
+            let mut measured = Vec::with_capacity(contenders.len());
+            for turn in 0..contenders.len() {
+                let k = (turn + round - 1) % contenders.len();
+                let contender = &contenders[k];
                 progress.step(&format!(
                     "round {round} of {}: {connections:>3} connections: {}",
                     timing.rounds, contender.name
                 ));
                 let server = &mut servers[contender.server];
-                let mut sample = measure(server, contender.ask, *connections, timing)?;
-                if k == 0 {
-                    base = sample.per_second;
-                }
-                sample.ratio = sample.per_second / base;
-                samples[c * contenders.len() + k].push(sample);
+                measured.push((k, measure(server, contender.ask, *connections, timing)?));
+            }
+            let base = measured.iter().find(|(k, _)| *k == 0);
+            let base = base.map_or(f64::NAN, |(_, sample)| sample.per_second);
+            for (k, sample) in measured {
+                let ratio = sample.per_second / base;
+                samples[c * contenders.len() + k].push(Sample { ratio, ..sample });
             }
         }
         after_round()?;
