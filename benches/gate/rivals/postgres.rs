@@ -7,7 +7,7 @@ use sqlx::postgres::PgPoolOptions;
 use super::{Counter, GRANTED, Run};
 use crate::request::{CUSTOMERS, customer_id};
 
-/// As many as the daemon has; more make it slower.
+/// As many as the daemon has.
 const POOL: u32 = 16;
 
 const INSERT_EVENT: &str = "INSERT INTO events (customer_id, idempotency_key, units)
