@@ -7,9 +7,11 @@ use tollgate::config::Config;
 use tollgate::entropy::Entropy;
 use tollgate::gate::quotas::{Change, change};
 use tollgate::jobs::Job;
+use tollgate::sim::SeedPrice;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Machine, wait_for};
+use crate::harness::sql::rows;
 use crate::harness::world::{ADMIN_TOKEN, World};
 
 const EXAMPLE: &str = include_str!("../../plans.example.toml");
@@ -271,5 +273,107 @@ both_databases! {
         world.settle().await;
         let nudge = "You've used 80% of your AI runs this month.";
         assert_eq!(world.subjects(), [nudge, nudge], "of 200, and of 400");
+    }
+}
+
+// --- terms that are kept, and another plan -----------------------------------------------------
+
+/// The example after a change of heart: Starter has 50 for newcomers, and who has no subscription is
+/// on Lite, which can be had for money too.
+fn lite_is_the_default(lite_runs: i64) -> String {
+    let plans = starter_grants_newcomers(50)
+        .replace("default_plan = \"starter\"", "default_plan = \"lite\"");
+    plans + &lite(lite_runs)
+}
+
+fn lite(runs: i64) -> String {
+    format!(
+        "\n[[plans]]\nid = \"lite\"\nname = \"Lite\"\nrank = 9\n\
+         price = {{ amount = \"9.00\", currency = \"usd\", interval = \"month\", lookup_key = \"lite_monthly\" }}\n\
+         limits.ai_runs = {{ granted = {runs}, enforcement = \"hard\" }}\n"
+    )
+}
+
+/// `acme`, tied to Stripe, on the Starter of the first plans file although another is in force.
+async fn on_old_terms(db: &TestDb, first: &str, second: &str) -> (World, String) {
+    let world = World::with_plans(db, first).await;
+    let price = SeedPrice {
+        lookup_key: "lite_monthly",
+        amount_minor: 900,
+        currency: "usd",
+        interval: "month",
+    };
+    world.sim.seed_catalog(&[price], &[]).unwrap();
+    let stripe_id = world.link("acme").await;
+    std::fs::write(world.plans_file(), second).unwrap();
+    assert_eq!(reload(&world).await, Ok(1));
+    assert_eq!(terms(&world).await, (json!("starter"), json!(1), 200));
+    (world, stripe_id)
+}
+
+/// Plan, version of the terms that are kept, and the number in force.
+async fn terms(world: &World) -> (Value, Value, i64) {
+    let quotas = world.admin("GET", "/customers/acme/quotas").await.ok();
+    (quotas["plan_id"].clone(), quotas["terms_version"].clone(), granted(world).await)
+}
+
+/// Has what was announced of Stripe applied, and the customer synced by support as well.
+async fn synced(world: &World) -> Value {
+    world.settle().await;
+    world.admin("POST", "/customers/acme/sync").await.ok()
+}
+
+/// What the trail says became of the terms of `acme`.
+async fn moves(world: &World) -> Vec<Value> {
+    let trail = world.list("/audit?customer_id=acme").await;
+    trail.iter().filter(|e| e["action"] == "terms.moved").map(|e| e["detail"].clone()).collect()
+}
+
+both_databases! {
+    async fn who_subscribes_to_a_plan_that_its_old_terms_lack_is_on_it(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        world.subscribe(&stripe_id, "lite_monthly").await;
+        assert_eq!(synced(&world).await["differences"], json!([]), "a webhook was enough");
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120));
+        assert_eq!(world.run("acme").await["reason"], "within_limit");
+        assert_eq!(moves(&world).await, [json!({"from": 1, "to": null, "from_plan_id": "starter", "to_plan_id": "lite"})]);
+    }
+
+    async fn who_subscribes_to_another_plan_than_it_had_takes_it_as_it_is_now(db: TestDb) {
+        let first = format!("{EXAMPLE}{}", lite(300));
+        let (world, stripe_id) = on_old_terms(&db, &first, &lite_is_the_default(120)).await;
+        let subscription = world.subscribe(&stripe_id, "lite_monthly").await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120), "not the 300 of then");
+        world.change_price(&subscription, "starter_monthly").await;
+        assert_eq!(terms(&world).await, (json!("starter"), json!(null), 50));
+        assert_eq!(moves(&world).await.len(), 1);
+    }
+
+    async fn who_subscribes_to_the_plan_it_keeps_keeps_it_and_loses_it_with_the_subscription(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        let before = rows(&db.url, "SELECT entitlement_version FROM customers").await;
+        let subscription = world.subscribe(&stripe_id, "starter_monthly").await;
+        assert_eq!(terms(&world).await, (json!("starter"), json!(1), 200));
+        assert_eq!(rows(&db.url, "SELECT entitlement_version FROM customers").await, before, "nothing changed");
+        world.stripe("DELETE", &format!("/v1/subscriptions/{subscription}"), &[]).await;
+        synced(&world).await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120), "what others have for nothing");
+    }
+
+    async fn a_customer_whose_terms_were_kept_too_long_is_healed_by_a_sync(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        world.subscribe(&stripe_id, "lite_monthly").await;
+        // As a former build left it.
+        rows(&db.url, "UPDATE customers SET terms_version = 1, revision = revision + 1 RETURNING 1").await;
+        let mut world = world;
+        world.restart().await;
+        assert_eq!(world.gate("acme").await, "false no_plan");
+        let found = world.admin("POST", "/customers/acme/sync?dry_run=true").await.ok();
+        assert_eq!(found["differences"], json!([
+            {"what": "plan", "local": null, "stripe": "lite", "action": "set"},
+            {"what": "terms", "local": "version 1 of the plans file", "stripe": null, "action": "set"},
+        ]));
+        synced(&world).await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120));
     }
 }
