@@ -17,7 +17,7 @@ pub struct Customer {
     pub stripe_customer_id: Option<String>,
     pub created_at: Timestamp,
     pub tier: Tier,
-    /// The plans file whose limits it keeps; `None` for the one in force.
+    /// The plans file whose limits it keeps, be it the one in force; `None` for that at any time.
     pub terms_version: Option<i64>,
     /// Whether it ever had an override or a grant, and they are worth looking for.
     pub has_quotas: bool,
