@@ -17,7 +17,7 @@ pub struct Customer {
     pub stripe_customer_id: Option<String>,
     pub created_at: Timestamp,
     pub tier: Tier,
-    /// The plans file whose limits it keeps; `None` for the one in force.
+    /// The plans file whose limits it keeps, be it the one in force; `None` for that at any time.
     pub terms_version: Option<i64>,
     /// Whether it ever had an override or a grant, and they are worth looking for.
     pub has_quotas: bool,
@@ -87,6 +87,33 @@ pub struct LiveSubscription {
     pub cancels_at: Option<Timestamp>,
     /// Its invoices are not collected; what follows is for `policy.pause_collection` to say.
     pub collection_paused: bool,
+}
+
+impl Customer {
+    /// The customer with the tier that Stripe calls for. `kept` are the terms it has been under,
+    /// `active` those in force.
+    ///
+    /// Terms are kept for a plan: whoever comes to another one, whose subscription begins with
+    /// another one or leaves it on another one, takes that as it is now. So does who would be left
+    /// without a plan.
+    pub fn with_tier(&self, tier: Tier, kept: &Catalog, active: &Catalog) -> Self {
+        let plan_id = |tier: &Tier, terms: &Catalog| tier.plan(terms).map(|plan| plan.id.clone());
+        let (was, stays) = (plan_id(&self.tier, kept), plan_id(&tier, kept));
+        let anew = plan_id(&tier, active);
+        let another = tier.plan_id != self.tier.plan_id && (stays != was || anew != was);
+        let keeps = !another && (stays.is_some() || anew.is_none());
+        let terms_version = self.terms_version.filter(|_| keeps);
+        let is = if terms_version.is_some() { stays } else { anew };
+        let mut after = Self { tier, terms_version, ..self.clone() };
+        after.tier.entitlement_version = self.tier.entitlement_version;
+        if is != was || terms_version != self.terms_version {
+            after.tier.entitlement_version += 1;
+        }
+        if is != was {
+            after.tier.plan_since_version = after.tier.entitlement_version;
+        }
+        after
+    }
 }
 
 impl Tier {

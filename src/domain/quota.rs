@@ -131,28 +131,29 @@ impl Quotas {
         Some(Allowance { limit, base, enforcement })
     }
 
+    /// What counts in a period that ends then: grants that were made later are none of its.
+    pub fn of_period(&self, end: Timestamp) -> Self {
+        let mut of_period = self.clone();
+        of_period.grants.retain(|grant| grant.created_at < end);
+        of_period
+    }
+
     /// Draws what grants pay of `units` more, and answers what was drawn from which. The rest is
-    /// the plan's: its allowance, or overrun.
+    /// the plan's: its allowance, or overrun. Where the plan has no number there is nothing to pay.
     ///
-    /// `usage` and `from_grants` are the period's before these units.
+    /// `usage` and `from_grants` are those of the period, which ends at `period_end`, before these
+    /// units. A grant that was made later does not pay for what was used in it.
     pub fn draw(
         &mut self,
         base: Enforcement,
-        usage: i64,
-        from_grants: i64,
+        (usage, from_grants): (i64, i64),
+        period_end: Timestamp,
         units: i64,
         now: Timestamp,
     ) -> Vec<Draw> {
         let mut draws = Vec::new();
-        if self.grants.is_empty() {
-            return draws;
-        }
-        let plans_own = match base {
-            Enforcement::Unlimited => i64::MAX,
-            Enforcement::Hard { granted } | Enforcement::Soft { granted } => {
-                granted.saturating_sub(usage - from_grants).max(0)
-            }
-        };
+        let Some(granted) = base.number().filter(|_| !self.grants.is_empty()) else { return draws };
+        let plans_own = granted.saturating_sub(usage - from_grants).max(0);
         self.grants.sort_by_cached_key(|grant| {
             (grant.draw, grant.expires_at.map_or(i64::MAX, Timestamp::ms), grant.grant_id.clone())
         });
@@ -161,7 +162,8 @@ impl Quotas {
             if order == DrawOrder::After {
                 wanted -= wanted.min(plans_own);
             }
-            for grant in self.grants.iter_mut().filter(|grant| grant.draw == order) {
+            let in_time = |grant: &&mut Grant| grant.draw == order && grant.created_at < period_end;
+            for grant in self.grants.iter_mut().filter(in_time) {
                 let taken = grant.left(now).min(wanted);
                 if taken > 0 {
                     grant.used += taken;
@@ -188,6 +190,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000);
     const LATER: Timestamp = Timestamp::from_seconds(2_000);
+    /// Of the period.
+    const END: Timestamp = Timestamp::from_seconds(9_000);
 
     fn grant(id: &str, units: i64, draw: DrawOrder, expires_at: Option<Timestamp>) -> Grant {
         Grant {
@@ -253,9 +257,9 @@ mod tests {
         ]);
         assert_eq!(number(&both, &hard(100), 0, NOW), 120);
         let base = Enforcement::Hard { granted: 100 };
-        assert_eq!(drawn(&both.draw(base, 0, 0, 15, NOW)), [("before", 10)]);
-        assert_eq!(drawn(&both.draw(base, 15, 10, 95, NOW)), []);
-        assert_eq!(drawn(&both.draw(base, 110, 10, 1, NOW)), [("after", 1)]);
+        assert_eq!(drawn(&both.draw(base, (0, 0), END, 15, NOW)), [("before", 10)]);
+        assert_eq!(drawn(&both.draw(base, (15, 10), END, 95, NOW)), []);
+        assert_eq!(drawn(&both.draw(base, (110, 10), END, 1, NOW)), [("after", 1)]);
         assert_eq!(number(&both, &hard(100), 11, NOW), 120);
     }
 
@@ -266,16 +270,16 @@ mod tests {
             grant("soon", 5, DrawOrder::Before, Some(LATER)),
         ]);
         let base = Enforcement::Hard { granted: 0 };
-        assert_eq!(drawn(&two.draw(base, 0, 0, 7, NOW)), [("soon", 5), ("for_ever", 2)]);
+        assert_eq!(drawn(&two.draw(base, (0, 0), END, 7, NOW)), [("soon", 5), ("for_ever", 2)]);
     }
 
     #[test]
     fn an_expired_grant_leaves_granted_what_was_used_of_it() {
         let mut one = quotas(vec![grant("g", 50, DrawOrder::Before, Some(LATER))]);
-        one.draw(Enforcement::Hard { granted: 200 }, 0, 0, 20, NOW);
+        one.draw(Enforcement::Hard { granted: 200 }, (0, 0), END, 20, NOW);
         assert_eq!(number(&one, &hard(200), 20, NOW), 250);
         assert_eq!(number(&one, &hard(200), 20, LATER), 220);
-        assert!(one.draw(Enforcement::Hard { granted: 200 }, 20, 20, 200, LATER).is_empty());
+        assert!(one.draw(Enforcement::Hard { granted: 200 }, (20, 20), END, 200, LATER).is_empty());
     }
 
     #[test]
@@ -286,6 +290,16 @@ mod tests {
         assert_eq!(one.allowance(None, None, 0, LATER), None);
         let used_up = quotas(Vec::new()).allowance(None, None, 3, LATER).unwrap();
         assert_eq!(used_up.enforcement, Enforcement::Hard { granted: 3 }, "in its period");
+    }
+
+    #[test]
+    fn a_grant_pays_for_nothing_where_nothing_is_limited_and_for_no_period_before_it() {
+        let mut one = quotas(vec![grant("g", 3, DrawOrder::Before, None)]);
+        assert_eq!(one.draw(Enforcement::Unlimited, (0, 0), END, 2, NOW), []);
+        let base = Enforcement::Hard { granted: 0 };
+        assert_eq!(one.draw(base, (0, 0), NOW, 2, LATER), [], "made when the period ended");
+        assert_eq!(one.of_period(NOW), quotas(Vec::new()));
+        assert_eq!(drawn(&one.draw(base, (0, 0), END, 2, LATER)), [("g", 2)]);
     }
 
     proptest! {
@@ -312,7 +326,7 @@ mod tests {
             for (units, wait) in runs {
                 now_s += wait;
                 let now = Timestamp::from_seconds(now_s);
-                let draws = quotas.draw(base, usage, from_grants, units, now);
+                let draws = quotas.draw(base, (usage, from_grants), END, units, now);
                 let mut expected = 0;
                 for _ in 0..units {
                     purse.retain(|(_, expiry, _)| *expiry > now.ms());

@@ -62,7 +62,8 @@ struct Candidate<'a, 'c> {
     standing: Standing,
 }
 
-/// The tier that `subscriptions` (all of one customer's, whatever their status) call for.
+/// The tier that `subscriptions` (all of one customer's, whatever their status) call for, still at
+/// the versions it has: `Customer::with_tier` knows whether the plan in force is another one.
 ///
 /// # Errors
 /// When the subscription that gave the tier so far cannot be read, or when another cannot and
@@ -78,16 +79,10 @@ pub fn tier_from_stripe(
     if let Some(why) = unreadable(catalog, current, subscriptions, best.is_some(), now) {
         return Err(why);
     }
-    let mut tier = match best {
+    Ok(match best {
         Some(best) => subscribed(current, best, grace_ends_at),
         None => unsubscribed(current, subscriptions, now),
-    };
-    let plan_id = |tier: &Tier| tier.plan(catalog).map(|plan| plan.id.clone());
-    if plan_id(&tier) != plan_id(current) {
-        tier.entitlement_version = current.entitlement_version + 1;
-        tier.plan_since_version = tier.entitlement_version;
-    }
-    Ok(tier)
+    })
 }
 
 /// The subscription that gives the tier at `now`, with the item that names the plan; `None` if none
@@ -309,12 +304,15 @@ fn unsubscribed(current: &Tier, subscriptions: &[Subscription], now: Timestamp) 
     }
 }
 
-/// The move up from one plan to another, if it is one: both known, the second of higher rank.
+/// The move up from one plan to another, if it is one: both known, the second of higher rank, and
+/// not in arrears.
 pub fn upgrade<'a>(
     catalog: &'a Catalog,
-    before: &Tier,
-    after: &Tier,
+    from: Option<&Plan>,
+    to: Option<&Plan>,
+    standing: Standing,
 ) -> Option<(&'a Plan, &'a Plan)> {
-    let (from, to) = (before.plan(catalog)?, after.plan(catalog)?);
-    (to.rank > from.rank && after.standing == Standing::Good).then_some((from, to))
+    let now = |plan: Option<&Plan>| catalog.plan(plan?.id.as_str());
+    let (from, to) = (now(from)?, now(to)?);
+    (to.rank > from.rank && standing == Standing::Good).then_some((from, to))
 }

@@ -415,7 +415,8 @@ impl Batch {
                 crossing(&allowance, before, counter.usage).filter(|_| facts.period.contains(now));
             self.notices.extend(crossed.map(|c| notice(app, customer, facts, c, plan_version)));
             let base = allowance.base;
-            for draw in quotas.draw(base, before, counter.from_grants, facts.counted, now) {
+            let so_far = (before, counter.from_grants);
+            for draw in quotas.draw(base, so_far, period_end, facts.counted, now) {
                 counter.from_grants += draw.units;
                 let request_key = request_key.to_owned();
                 self.draws.push(NewDraw { counter: key.clone(), request_key, draw });

@@ -41,7 +41,8 @@ pub enum Change {
     RevokeGrant {
         grant_id: String,
     },
-    /// The limits of this version of the plans file; `None` moves to those in force.
+    /// The limits of this version of the plans file, also if it is the one in force; `None` for
+    /// those that are in force at any time.
     KeepTerms {
         version: Option<i64>,
     },
@@ -108,43 +109,58 @@ pub async fn change(
     actor: &str,
     change: Change,
 ) -> Result<bool, ChangeError> {
-    let (plan_version, active) = app.plans.active();
     let mut tx = app.store.begin().await?;
-    let before = tx.lock_customer(id).await?.ok_or(ChangeError::UnknownCustomer)?;
-    let old_terms = terms_of(app, &before).await?;
-    let old_quotas = undying(&change, tx.quotas(&[id]).await?);
+    let found = tx.lock_customer(id).await?.ok_or(ChangeError::UnknownCustomer)?;
+    // What the clock has ended is told and written down as that, whoever is here before the job.
+    let settled = make(app, &mut tx, &found, "clock", &Change::Ended).await?;
+    let asked = match &change {
+        Change::Ended => None,
+        asked => make(app, &mut tx, settled.as_ref().unwrap_or(&found), actor, asked).await?,
+    };
+    let changed = if matches!(change, Change::Ended) { settled.is_some() } else { asked.is_some() };
+    if let Some(after) = asked.or(settled) {
+        tx.update_customer(&after).await?;
+        tx.commit().await?;
+    }
+    Ok(changed)
+}
+
+/// Makes one change in a transaction that has locked its customer; answers the customer as it is to
+/// be written, if that changed anything.
+async fn make(
+    app: &App,
+    tx: &mut Tx,
+    before: &Customer,
+    actor: &str,
+    change: &Change,
+) -> Result<Option<Customer>, ChangeError> {
+    let (plan_version, active) = app.plans.active();
+    let id = &before.id;
+    let old_terms = terms_of(app, before).await?;
+    let old_quotas = undying(change, tx.quotas(&[id]).await?);
     let mut after = before.clone();
     let old = (&*old_terms, &old_quotas);
-    let Some(detail) = apply(app, &mut tx, &mut after, old, &active, &change).await? else {
-        return Ok(false);
+    let Some((action, detail)) = apply(app, tx, &mut after, old, &active, change).await? else {
+        return Ok(None);
     };
     after.has_quotas = true;
     after.tier.entitlement_version += 1;
     let new_terms = terms_of(app, &after).await?;
     let new_quotas = tx.quotas(&[id]).await?;
     for feature_id in active.features.keys() {
-        let key = (id.clone(), feature_id.clone());
-        let counter = current(&mut tx, &after, feature_id).await?;
-        let at = |terms: &Catalog, quotas: &HashMap<QuotaKey, Quotas>| {
-            let none = Quotas::default();
-            let quotas = quotas.get(&key).unwrap_or(&none);
-            threshold_of(&after, terms, feature_id, quotas, &counter, tx.now)
-        };
-        let (was, is) = (at(&old_terms, &old_quotas), at(&new_terms, &new_quotas));
+        let counter = current(tx, &after, feature_id).await?;
+        let was = threshold_of(&after, &old_terms, feature_id, &old_quotas, &counter, tx.now);
+        let is = threshold_of(&after, &new_terms, feature_id, &new_quotas, &counter, tx.now);
         if let Some(crossed) = is.filter(|_| is > was) {
             let facts = facts(&after, &new_terms, feature_id, &counter, tx.now);
             // A run since then may have told of what the clock ended, before it was seen here.
-            let told_as = if matches!(change, Change::Ended) { &before } else { &after };
-            let notice = notice(app, told_as, &facts, crossed, plan_version);
-            tx.insert_notice(&notice).await?;
+            let told_as = if matches!(change, Change::Ended) { before } else { &after };
+            tx.insert_notice(&notice(app, told_as, &facts, crossed, plan_version)).await?;
         }
     }
-    tx.update_customer(&after).await?;
     let audit_id = app.entropy.id("aud", tx.now);
-    let (action, detail) = detail;
     tx.insert_audit(&audit_id, actor, action, Some(id.as_str()), &detail).await?;
-    tx.commit().await?;
-    Ok(true)
+    Ok(Some(after))
 }
 
 /// What has just ended still counted a moment ago.
@@ -232,8 +248,6 @@ async fn keep_terms(
     customer: &mut Customer,
     version: Option<i64>,
 ) -> Result<Option<(&'static str, Value)>, ChangeError> {
-    let (active, _) = app.plans.active();
-    let version = version.filter(|version| *version != active);
     if let Some(version) = version {
         let terms = app.plans.version(version, &app.store).await;
         let has_plan = terms.is_ok_and(|terms| customer.tier.plan(&terms).is_some());
@@ -293,14 +307,16 @@ async fn current(
 }
 
 /// The highest threshold that the usage so far has reached.
-fn threshold_of(
+pub(super) fn threshold_of(
     customer: &Customer,
     terms: &Catalog,
     feature_id: &FeatureId,
-    quotas: &Quotas,
+    quotas: &HashMap<QuotaKey, Quotas>,
     counter: &Counter,
     now: Timestamp,
 ) -> Option<Crossing> {
+    let none = Quotas::default();
+    let quotas = quotas.get(&(customer.id.clone(), feature_id.clone())).unwrap_or(&none);
     let tier = &customer.tier;
     let allowance = tier.allowance(terms, feature_id.as_str(), quotas, counter.from_grants, now)?;
     // Who has used nothing is told nothing, however small the number.
@@ -308,7 +324,7 @@ fn threshold_of(
 }
 
 /// What a notice is made from when no run has brought it about.
-fn facts(
+pub(super) fn facts(
     customer: &Customer,
     terms: &Catalog,
     feature_id: &FeatureId,

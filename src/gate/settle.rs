@@ -98,11 +98,11 @@ impl Batch {
         let held_here = if pending && in_own { hold.units } else { 0 };
         let reserved = counter.reserved - held_here;
         let terms = self.terms(account);
-        let none = Quotas::default();
-        let quotas = account.quotas.get(&held.feature_id).unwrap_or(&none);
+        let quotas = account.quotas.get(&held.feature_id);
+        let quotas = quotas.map_or_else(Quotas::default, |quotas| quotas.of_period(period.end));
         let feature_id = held.feature_id.as_str();
         let allowance =
-            customer.tier.allowance(terms, feature_id, quotas, counter.from_grants, self.now);
+            customer.tier.allowance(terms, feature_id, &quotas, counter.from_grants, self.now);
         let entitlement = customer.tier.entitlement(terms, allowance, self.now);
         let verdict = decide(entitlement, counter.usage, reserved, value, settlement.intent);
         let usage = counter.usage.saturating_add(verdict.counted);

@@ -207,7 +207,8 @@ pub struct GrantChange {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"version": null}))]
 pub struct TermsChange {
-    /// A version of the plans file that has the customer's plan; null for the one in force.
+    /// A version of the plans file that has the customer's plan; null for the one in
+    /// force at any time, which a number is not: it stays, also if it is the newest now.
     #[schema(required, minimum = 1, maximum = 1_000_000_000)]
     pub version: Option<i64>,
 }

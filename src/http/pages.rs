@@ -18,6 +18,7 @@ use crate::domain::answer::thousands;
 use crate::domain::customer::Customer;
 use crate::domain::link::Purpose;
 use crate::domain::plan::Plan;
+use crate::gate::terms_of;
 
 static PAGES: LazyLock<Tera> = LazyLock::new(|| {
     let mut pages = Tera::default();
@@ -103,8 +104,8 @@ async fn usage_page(daemon: &Daemon, token: &str) -> Result<Response, ApiError> 
         .map_err(|error| forbidden(error.to_string()))?;
     let customer = app.store.customer(&id).await?;
     let customer = customer.ok_or_else(|| forbidden("this link is not valid".to_owned()))?;
-    let (_, catalog) = app.plans.active();
-    let plan = customer.tier.plan(&catalog);
+    let terms = terms_of(app, &customer).await?;
+    let plan = customer.tier.plan(&terms);
     let period = customer.tier.cycle.period_at(app.clock.now());
     let mut context = Context::new();
     context.insert("title", "Your usage");

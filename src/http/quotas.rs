@@ -32,7 +32,8 @@ pub struct QuotasBody {
     /// The plan in force.
     #[schema(required)]
     plan_id: Option<PlanId>,
-    /// The version of the plans file whose limits the customer keeps; null for the one in force.
+    /// The version of the plans file whose limits the customer keeps; null for the one in force at any
+    /// time.
     #[schema(required)]
     terms_version: Option<i64>,
     /// Its own quotas, in order of the feature.
@@ -269,7 +270,8 @@ pub async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Puts the customer under the limits of a version of the plans file, or of the one in force.
+/// Keeps the customer under the limits of a version of the plans file, also if it is the one in force;
+/// null puts it under those that are in force at any time.
 #[utoipa::path(put, path = "/admin/api/v1/customers/{id}/terms", tag = "quotas", operation_id = "keep_terms",
     params(("id" = CustomerId, Path, description = "The product's own id of the customer")),
     request_body = TermsChange,
@@ -364,7 +366,10 @@ fn refused(error: ChangeError, end: &str) -> ApiError {
             ApiError::not_found("unknown_override", message).param("feature_id")
         }
         ChangeError::NoGrant => ApiError::not_found("unknown_grant", message).param("grant_id"),
-        ChangeError::UnknownTerms => ApiError::invalid("version", message),
+        ChangeError::UnknownTerms => {
+            let wanted = "must be one of the plans file that has the customer's plan";
+            ApiError::invalid("version", wanted)
+        }
         ChangeError::NumberMissing => {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "missing_field", message)
                 .param("granted")

@@ -1,5 +1,6 @@
 //! Keeps the plans in force: a changed file is checked whole before it replaces the running one,
-//! and replicas agree because the newest version in the database is the one that holds.
+//! and replicas agree because the newest version in the database is the one that holds. Customers
+//! whom it puts at a threshold are told.
 
 use super::Progress;
 use crate::app::{App, check_plans_in_use};
@@ -10,8 +11,9 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     // A file that cannot be taken must not keep this replica from what the others agree on.
     let taken = take_changed_file(app).await;
     let followed = follow_the_database(app).await?;
+    let more = terms::tell_some(app).await?;
     let done = usize::from(taken? || followed);
-    Ok(Progress { done, ..Progress::default() })
+    Ok(Progress { done, more, note: None })
 }
 
 /// Puts the plans file in force if it has changed; answers whether it did.

@@ -64,6 +64,7 @@ const MIGRATIONS: &[(i64, &str, Option<Dialect>, &str)] = &[
     (8, "checkouts", None, include_str!("../../migrations/0008_checkouts.sql")),
     (9, "books", None, include_str!("../../migrations/0009_books.sql")),
     (10, "clustered", Some(Dialect::Sqlite), include_str!("../../migrations/0010_clustered.sql")),
+    (11, "untold", None, include_str!("../../migrations/0011_untold.sql")),
 ];
 
 /// What the database could not do.

@@ -140,6 +140,24 @@ impl Tx {
         Ok(done.rows_affected() == 1)
     }
 
+    /// Whether the customer has been told of this threshold in this period before, or is about to be.
+    pub async fn is_told(&mut self, notice: &Notice) -> Result<bool> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS n FROM notices WHERE customer_id = $1 AND feature_id = $2 \
+             AND series = $3 AND period_start_ms = $4 AND kind = $5 AND percent = $6 \
+             AND state NOT IN ('dropped', 'failed')",
+        )
+        .bind(notice.customer_id.as_str())
+        .bind(notice.feature_id.as_str())
+        .bind(notice.series)
+        .bind(notice.period.start.ms())
+        .bind(notice.kind.as_str())
+        .bind(mark_column(notice.mark))
+        .fetch_one(self.connection())
+        .await?;
+        Ok(row.try_get::<i64, _>("n")? > 0)
+    }
+
     /// The notice, locked to the end of the transaction.
     pub async fn lock_notice(&mut self, notice_id: &str) -> Result<Option<Notice>> {
         let lock = self.dialect.lock_rows();

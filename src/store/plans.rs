@@ -2,8 +2,18 @@
 
 use sqlx::Row;
 
-use super::{Result, Store, Tx};
-use crate::domain::ids::PlanId;
+use super::{Result, Store, Tx, customers, time};
+use crate::clock::Timestamp;
+use crate::domain::ids::{CustomerId, PlanId};
+
+/// A version of the plans file that has put customers at thresholds, of which not all are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untold {
+    pub version: i64,
+    pub activated_at: Timestamp,
+    /// The last customer, in order of id, who has been looked at.
+    pub told_through: String,
+}
 
 impl Store {
     /// The newest plans file and its version number.
@@ -22,6 +32,42 @@ impl Store {
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| Ok(row.try_get("source")?)).transpose()
+    }
+
+    /// The oldest version of the plans file of which not all customers have been told whom it puts at
+    /// a threshold.
+    pub async fn untold_plans(&self) -> Result<Option<Untold>> {
+        let row = sqlx::query(
+            "SELECT version, activated_at_ms, told_through FROM plan_versions \
+             WHERE told_through IS NOT NULL ORDER BY version LIMIT 1",
+        )
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(|row| {
+            Ok(Untold {
+                version: row.try_get("version")?,
+                activated_at: time(&row, "activated_at_ms")?,
+                told_through: row.try_get("told_through")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Customers who keep no terms, in order of id, after `after`, at most `limit`.
+    pub async fn customers_on_terms_in_force(
+        &self,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<CustomerId>> {
+        let rows = sqlx::query(
+            "SELECT customer_id FROM customers WHERE terms_version IS NULL \
+             AND deleted_at_ms IS NULL AND customer_id > $1 ORDER BY customer_id LIMIT $2",
+        )
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| customers::parse_id(row.try_get("customer_id")?)).collect()
     }
 
     /// The value of a setting, made by `make` if there is none yet; all replicas get the same.
@@ -75,6 +121,29 @@ impl Store {
 }
 
 impl Tx {
+    /// Notes that a version's customers are to be told whom it puts at a threshold.
+    pub async fn leave_untold(&mut self, version: i64) -> Result<()> {
+        sqlx::query("UPDATE plan_versions SET told_through = '' WHERE version = $1")
+            .bind(version)
+            .execute(self.connection())
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the next page of those who are to be told, up to `through`; `None` if it is the last.
+    /// Answers whether nobody else has taken it since `untold` was read.
+    pub async fn take_untold(&mut self, untold: &Untold, through: Option<&str>) -> Result<bool> {
+        let done = sqlx::query(
+            "UPDATE plan_versions SET told_through = $3 WHERE version = $1 AND told_through = $2",
+        )
+        .bind(untold.version)
+        .bind(untold.told_through.as_str())
+        .bind(through)
+        .execute(self.connection())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// The newest plans file and its version number.
     pub async fn newest_plans(&mut self) -> Result<Option<(i64, String)>> {
         let row =

@@ -21,6 +21,7 @@ pub mod usage;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -32,7 +33,7 @@ use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::plan::{Catalog, Plan};
 use crate::domain::subscription::Subscription;
 use crate::domain::tier::{NoTier, several_live, tier_from_stripe, upgrade};
-use crate::gate::turn;
+use crate::gate::{terms_of, turn};
 use crate::store::notices::Notice;
 use crate::store::{StoreError, Tx};
 use crate::stripe::{StripeError, StripeErrorKind};
@@ -280,7 +281,8 @@ async fn fetch_and_apply(
     let fetched_at = app.clock.now();
     let before = app.store.customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     let stripe_state = fetch(app, &before).await?;
-    let (plan_version, catalog) = app.plans.active();
+    let plans = app.plans.active();
+    let kept = terms_of(app, &before).await?;
     let mut tx = app.store.begin().await?;
     let customer = tx.lock_customer(id).await?.ok_or(SyncError::UnknownCustomer)?;
     if customer.revision != before.revision {
@@ -290,10 +292,14 @@ async fn fetch_and_apply(
         // Whoever has it now may have fetched later than we did.
         return Err(SyncError::Busy);
     }
-    let after = decide(&catalog, &customer, &stripe_state, tx.now)?;
+    let catalog = &plans.1;
+    let after = decide(catalog, &kept, &customer, &stripe_state, tx.now)?;
+    // What it keeps it has kept before.
+    let terms = if after.terms_version.is_some() { &kept } else { catalog };
     let mode = asker.mode();
-    let mut report = SyncReport::new(id, mode, differences(&catalog, &customer, &after));
-    report.alerts.extend(several_live(&catalog, &after.tier, &stripe_state.subscriptions));
+    let found = differences((&customer, &kept), (&after, terms));
+    let mut report = SyncReport::new(id, mode, found);
+    report.alerts.extend(several_live(catalog, &after.tier, &stripe_state.subscriptions));
     if asker != Asker::Daemon {
         report = report.with(settle_parked_webhooks(&mut tx, &after, mode, fetched_at).await?);
     }
@@ -304,22 +310,11 @@ async fn fetch_and_apply(
     }
     let mut frozen = false;
     if mode == Mode::Apply && after != customer {
-        frozen = turn::follow(app, &mut tx, &customer, &after.tier.cycle).await?;
-        tx.update_customer(&after).await?;
-        let subscribed = |c: &Customer| c.tier.subscription.as_ref().map(|own| own.id.clone());
-        if subscribed(&after).is_some() && subscribed(&after) != subscribed(&customer) {
-            // Whoever went on paying there would pay for a second one.
-            tx.leave_checkout(id).await?;
-        }
-        if let Some((from, to)) = upgrade(&catalog, &customer.tier, &after.tier) {
-            let notice = upgrade_notice(app, &catalog, plan_version, &after, from, to, tx.now);
-            if let Some(notice) = notice {
-                tx.insert_notice(&notice).await?;
-            }
-        }
+        let plans = (plans.0, &**catalog);
+        frozen = apply(app, &mut tx, plans, (&customer, &kept), (&after, terms)).await?;
         tracing::info!(
             customer_id = %id,
-            plan = after.tier.plan(&catalog).map(|plan| plan.id.as_str()),
+            plan = after.tier.plan(terms).map(|plan| plan.id.as_str()),
             changes = report.differences.len(),
             "the tier was made equal to Stripe's"
         );
@@ -333,24 +328,51 @@ async fn fetch_and_apply(
     Ok(report)
 }
 
-/// The customer as Stripe's state calls for.
+/// A customer, and the plans file whose limits hold for it.
+type UnderTerms<'a> = (&'a Customer, &'a Catalog);
+
+/// Writes what a customer becomes, with all that follows; answers whether a period ended early.
+async fn apply(
+    app: &App,
+    tx: &mut Tx,
+    (plan_version, catalog): (i64, &Catalog),
+    (before, kept): UnderTerms<'_>,
+    (after, terms): UnderTerms<'_>,
+) -> Result<bool, StoreError> {
+    let frozen = turn::follow(app, tx, before, &after.tier.cycle).await?;
+    tx.update_customer(after).await?;
+    let subscribed = |c: &Customer| c.tier.subscription.as_ref().map(|own| own.id.clone());
+    if subscribed(after).is_some() && subscribed(after) != subscribed(before) {
+        // Whoever went on paying there would pay for a second one.
+        tx.leave_checkout(&after.id).await?;
+    }
+    let (from, to) = (before.tier.plan(kept), after.tier.plan(terms));
+    if after.terms_version != before.terms_version {
+        let detail = json!({"from": before.terms_version, "to": after.terms_version,
+            "from_plan_id": from.map(|plan| &plan.id), "to_plan_id": to.map(|plan| &plan.id)});
+        let (audit_id, id) = (app.entropy.id("aud", tx.now), after.id.as_str());
+        tx.insert_audit(&audit_id, "stripe", "terms.moved", Some(id), &detail).await?;
+    }
+    if let Some((from, to)) = upgrade(catalog, from, to, after.tier.standing) {
+        let notice = upgrade_notice(app, catalog, plan_version, after, from, to, tx.now);
+        if let Some(notice) = notice {
+            tx.insert_notice(&notice).await?;
+        }
+    }
+    Ok(frozen)
+}
+
+/// The customer as Stripe's state calls for; `kept` are the terms it has been under.
 fn decide(
     catalog: &Catalog,
+    kept: &Catalog,
     customer: &Customer,
     stripe_state: &StripeState,
     now: Timestamp,
 ) -> Result<Customer, NoTier> {
-    let mut after = Customer {
-        tier: tier_from_stripe(catalog, &customer.tier, &stripe_state.subscriptions, now)?,
-        profile: stripe_state.fill(customer.profile.clone()),
-        ..customer.clone()
-    };
-    let plan_id = |customer: &Customer| customer.tier.plan(catalog).map(|plan| plan.id.clone());
-    if plan_id(&after) != plan_id(customer) {
-        // Who changes plan takes the new one as it is now.
-        after.terms_version = None;
-    }
-    Ok(after)
+    let tier = tier_from_stripe(catalog, &customer.tier, &stripe_state.subscriptions, now)?;
+    let profile = stripe_state.fill(customer.profile.clone());
+    Ok(Customer { profile, ..customer.with_tier(tier, kept, catalog) })
 }
 
 fn raise_alerts(report: &SyncReport) {
@@ -395,12 +417,13 @@ async fn fetch(app: &App, customer: &Customer) -> Result<StripeState, SyncError>
 }
 
 /// What changes from one state of a customer to the next, for people to read.
-fn differences(catalog: &Catalog, before: &Customer, after: &Customer) -> Vec<Difference> {
-    let rows = |customer: &Customer| {
+fn differences(before: UnderTerms<'_>, after: UnderTerms<'_>) -> Vec<Difference> {
+    let rows = |(customer, terms): UnderTerms<'_>| {
         let tier = &customer.tier;
         let subscription = tier.subscription.as_ref();
         [
-            ("plan", tier.plan(catalog).map(|plan| plan.id.to_string())),
+            ("plan", tier.plan(terms).map(|plan| plan.id.to_string())),
+            ("terms", customer.terms_version.map(|v| format!("version {v} of the plans file"))),
             ("subscription", subscription.map(|s| s.id.clone())),
             ("status", subscription.map(|s| s.status.as_str().to_owned())),
             ("standing", Some(standing_words(tier.standing))),
@@ -414,7 +437,7 @@ fn differences(catalog: &Catalog, before: &Customer, after: &Customer) -> Vec<Di
         .zip(rows(after))
         .filter(|(local, stripe)| local != stripe)
         .map(|((what, local), (_, stripe))| Difference { what, local, stripe, action: "set" })
-        .chain((before.profile != after.profile).then_some(Difference {
+        .chain((before.0.profile != after.0.profile).then_some(Difference {
             what: "profile",
             local: None,
             stripe: None,

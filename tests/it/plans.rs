@@ -1,5 +1,7 @@
 //! Plans that change under a running daemon: whole or not at all, and the same on every replica.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tollgate::cli::start::{Drive, Running, StartError, start};
 use tollgate::clock::Clock;
@@ -7,9 +9,11 @@ use tollgate::config::Config;
 use tollgate::entropy::Entropy;
 use tollgate::gate::quotas::{Change, change};
 use tollgate::jobs::Job;
+use tollgate::sim::SeedPrice;
 
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Machine, wait_for};
+use crate::harness::sql::rows;
 use crate::harness::world::{ADMIN_TOKEN, World};
 
 const EXAMPLE: &str = include_str!("../../plans.example.toml");
@@ -271,5 +275,245 @@ both_databases! {
         world.settle().await;
         let nudge = "You've used 80% of your AI runs this month.";
         assert_eq!(world.subjects(), [nudge, nudge], "of 200, and of 400");
+    }
+}
+
+// --- who is past a threshold by a changed file --------------------------------------------------
+
+/// As the file is changed everywhere, and every replica has followed.
+async fn changed_to(world: &World, plans: &str) {
+    std::fs::write(world.plans_file(), plans).unwrap();
+    world.settle().await;
+    world.advance(Duration::from_secs(15)).await;
+}
+
+async fn used(world: &World, customer: &str, runs: i64) {
+    world.customer(customer).await;
+    world.runs(customer, runs).await;
+}
+
+/// Whom the notices tell of what, in order.
+async fn told(world: &World) -> Vec<String> {
+    let list = world.list("/notices").await;
+    let word =
+        |n: &Value| format!("{} {} {}", n["customer_id"], n["kind"], n["percent"]).replace('"', "");
+    let mut told: Vec<_> = list.iter().map(word).collect();
+    told.sort();
+    told
+}
+
+both_databases! {
+    async fn whose_number_a_changed_file_lowers_to_its_usage_is_told_once(db: TestDb) {
+        let mut world = World::with_plans(&db, &starter_grants(100)).await;
+        for (customer, runs) in [("at-the-cap", 70), ("below", 50), ("near", 60), ("unused", 0), ("told", 85)] {
+            world.customer(customer).await;
+            if runs > 0 {
+                world.runs(customer, runs).await;
+            }
+        }
+        world.settle().await;
+        assert_eq!(told(&world).await, ["told usage_nudge 80"]);
+        changed_to(&world, &starter_grants(70)).await;
+        let expected = ["at-the-cap cap_reached 100", "near usage_nudge 80", "told cap_reached 100", "told usage_nudge 80"];
+        assert_eq!(told(&world).await, expected);
+        assert_eq!(world.run("at-the-cap").await["reason"], "limit_reached");
+        world.restart().await;
+        changed_to(&world, &(starter_grants(70) + "\n")).await;
+        assert_eq!(told(&world).await, expected, "another file, and the same numbers");
+        assert_eq!(world.subjects().len(), 4);
+    }
+
+    async fn who_came_past_both_numbers_before_anyone_looked_is_told_all_the_same(db: TestDb) {
+        let world = World::with_plans(&db, &starter_grants(10)).await;
+        used(&world, "acme", 7).await;
+        std::fs::write(world.plans_file(), starter_grants(7)).unwrap();
+        let text = std::fs::read_to_string(world.plans_file()).unwrap();
+        let catalog = tollgate::domain::plan::Catalog::parse(&text).unwrap();
+        let app = world.app();
+        let version = tollgate::gate::terms::activate(&app.store, &app.entropy, &text, &catalog).await.unwrap();
+        app.plans.activate(version, catalog);
+        let past = json!({"customer_id": "acme", "feature_id": "ai_runs", "value": 5});
+        world.call("POST", "/v1/track", &past).await.ok();
+        assert_eq!(told(&world).await, Vec::<String>::new());
+        world.advance(Duration::from_secs(15)).await;
+        assert_eq!(told(&world).await, ["acme cap_reached 100"]);
+    }
+
+    async fn who_keeps_its_terms_is_told_nothing_until_it_is_moved(db: TestDb) {
+        let world = World::with_plans(&db, &starter_grants(100)).await;
+        used(&world, "acme", 60).await;
+        changed_to(&world, &starter_grants_newcomers(50)).await;
+        assert_eq!(told(&world).await, Vec::<String>::new());
+        world.change("acme", Change::KeepTerms { version: None }).await.unwrap();
+        assert_eq!(told(&world).await, ["acme cap_reached 100"]);
+    }
+
+    async fn many_are_told_page_by_page_and_a_stop_in_between_loses_nobody(db: TestDb) {
+        let mut world = World::with_plans(&db, &starter_grants(10)).await;
+        crowd(&world, 450).await;
+        std::fs::write(world.plans_file(), starter_grants(7)).unwrap();
+        let mut told = Vec::new();
+        reload(&world).await.unwrap();
+        told.push(rows(&db.url, "SELECT notice_id FROM notices").await.len());
+        world.clock.advance(Duration::from_secs(15)).unwrap();
+        while told.last() != Some(&450) && told.len() < 5 {
+            Job::ReloadPlans.step(world.app()).await.unwrap();
+            told.push(rows(&db.url, "SELECT notice_id FROM notices").await.len());
+            world.restart().await;
+        }
+        assert!(told.ends_with(&[200, 400, 450]), "{told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_that_tell_at_once_tell_each_customer_once() {
+    let db = TestDb::postgres().await;
+    let world = World::with_plans(&db, &starter_grants(10)).await;
+    let other = world.replica(world.clock.clone()).await;
+    crowd(&world, 450).await;
+    std::fs::write(world.plans_file(), starter_grants(7)).unwrap();
+    reload(&world).await.unwrap();
+    Job::ReloadPlans.step(&other.app).await.unwrap();
+    assert_eq!(
+        rows(&db.url, "SELECT * FROM notices").await,
+        Vec::<String>::new(),
+        "not all had followed"
+    );
+    world.clock.advance(Duration::from_secs(15)).unwrap();
+    for _ in 0..6 {
+        let (here, there) =
+            tokio::join!(Job::ReloadPlans.step(world.app()), Job::ReloadPlans.step(&other.app));
+        here.and(there).unwrap();
+    }
+    let told = "SELECT COUNT(*), COUNT(DISTINCT customer_id) FROM notices";
+    assert_eq!(rows(&db.url, told).await, ["450|450"]);
+    other.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_behind_keeps_a_customer_on_the_version_that_it_is_told() {
+    let db = TestDb::postgres().await;
+    let world = World::start(&db).await;
+    world.customer("acme").await;
+    let other = world.replica(world.clock.clone()).await;
+    std::fs::write(world.plans_file(), starter_grants(50)).unwrap();
+    assert_eq!(reload(&world).await, Ok(1));
+    let acme = "acme".parse().unwrap();
+    for (version, runs) in [(Some(1), 200), (Some(2), 50), (Some(1), 200), (None, 50)] {
+        let keep = Change::KeepTerms { version };
+        assert!(change(&other.app, &acme, "test", keep).await.unwrap());
+        assert_eq!(terms(&world).await, (json!("starter"), json!(version), runs));
+    }
+    let trail = world.list("/audit?customer_id=acme").await;
+    assert_eq!(trail.iter().filter(|entry| entry["action"] == "terms.moved").count(), 4);
+    other.stop().await.unwrap();
+}
+
+/// So many customers who have used seven.
+async fn crowd(world: &World, customers: usize) {
+    let run = |n| json!({"customer_id": format!("c-{n}"), "feature_id": "ai_runs", "value": 7, "customer_data": {}});
+    let body = json!({"events": (0..customers).map(run).collect::<Vec<_>>()});
+    world.call("POST", "/v1/track/batch", &body).await.ok();
+}
+
+// --- terms that are kept, and another plan -----------------------------------------------------
+
+/// The example after a change of heart: Starter has 50 for newcomers, and who has no subscription is
+/// on Lite, which can be had for money too.
+fn lite_is_the_default(lite_runs: i64) -> String {
+    let plans = starter_grants_newcomers(50)
+        .replace("default_plan = \"starter\"", "default_plan = \"lite\"");
+    plans + &lite(lite_runs)
+}
+
+fn lite(runs: i64) -> String {
+    format!(
+        "\n[[plans]]\nid = \"lite\"\nname = \"Lite\"\nrank = 9\n\
+         price = {{ amount = \"9.00\", currency = \"usd\", interval = \"month\", lookup_key = \"lite_monthly\" }}\n\
+         limits.ai_runs = {{ granted = {runs}, enforcement = \"hard\" }}\n"
+    )
+}
+
+/// `acme`, tied to Stripe, on the Starter of the first plans file although another is in force.
+async fn on_old_terms(db: &TestDb, first: &str, second: &str) -> (World, String) {
+    let world = World::with_plans(db, first).await;
+    let price = SeedPrice {
+        lookup_key: "lite_monthly",
+        amount_minor: 900,
+        currency: "usd",
+        interval: "month",
+    };
+    world.sim.seed_catalog(&[price], &[]).unwrap();
+    let stripe_id = world.link("acme").await;
+    std::fs::write(world.plans_file(), second).unwrap();
+    assert_eq!(reload(&world).await, Ok(1));
+    assert_eq!(terms(&world).await, (json!("starter"), json!(1), 200));
+    (world, stripe_id)
+}
+
+/// Plan, version of the terms that are kept, and the number in force.
+async fn terms(world: &World) -> (Value, Value, i64) {
+    let quotas = world.admin("GET", "/customers/acme/quotas").await.ok();
+    (quotas["plan_id"].clone(), quotas["terms_version"].clone(), granted(world).await)
+}
+
+/// Has what was announced of Stripe applied, and the customer synced by support as well.
+async fn synced(world: &World) -> Value {
+    world.settle().await;
+    world.admin("POST", "/customers/acme/sync").await.ok()
+}
+
+/// What the trail says became of the terms of `acme`.
+async fn moves(world: &World) -> Vec<Value> {
+    let trail = world.list("/audit?customer_id=acme").await;
+    trail.iter().filter(|e| e["action"] == "terms.moved").map(|e| e["detail"].clone()).collect()
+}
+
+both_databases! {
+    async fn who_subscribes_to_a_plan_that_its_old_terms_lack_is_on_it(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        world.subscribe(&stripe_id, "lite_monthly").await;
+        assert_eq!(synced(&world).await["differences"], json!([]), "a webhook was enough");
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120));
+        assert_eq!(world.run("acme").await["reason"], "within_limit");
+        assert_eq!(moves(&world).await, [json!({"from": 1, "to": null, "from_plan_id": "starter", "to_plan_id": "lite"})]);
+    }
+
+    async fn who_subscribes_to_another_plan_than_it_had_takes_it_as_it_is_now(db: TestDb) {
+        let first = format!("{EXAMPLE}{}", lite(300));
+        let (world, stripe_id) = on_old_terms(&db, &first, &lite_is_the_default(120)).await;
+        let subscription = world.subscribe(&stripe_id, "lite_monthly").await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120), "not the 300 of then");
+        world.change_price(&subscription, "starter_monthly").await;
+        assert_eq!(terms(&world).await, (json!("starter"), json!(null), 50));
+        assert_eq!(moves(&world).await.len(), 1);
+    }
+
+    async fn who_subscribes_to_the_plan_it_keeps_keeps_it_and_loses_it_with_the_subscription(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        let before = rows(&db.url, "SELECT entitlement_version FROM customers").await;
+        let subscription = world.subscribe(&stripe_id, "starter_monthly").await;
+        assert_eq!(terms(&world).await, (json!("starter"), json!(1), 200));
+        assert_eq!(rows(&db.url, "SELECT entitlement_version FROM customers").await, before, "nothing changed");
+        world.stripe("DELETE", &format!("/v1/subscriptions/{subscription}"), &[]).await;
+        synced(&world).await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120), "what others have for nothing");
+    }
+
+    async fn a_customer_whose_terms_were_kept_too_long_is_healed_by_a_sync(db: TestDb) {
+        let (world, stripe_id) = on_old_terms(&db, EXAMPLE, &lite_is_the_default(120)).await;
+        world.subscribe(&stripe_id, "lite_monthly").await;
+        // As a former build left it.
+        rows(&db.url, "UPDATE customers SET terms_version = 1, revision = revision + 1 RETURNING 1").await;
+        let mut world = world;
+        world.restart().await;
+        assert_eq!(world.gate("acme").await, "false no_plan");
+        let found = world.admin("POST", "/customers/acme/sync?dry_run=true").await.ok();
+        assert_eq!(found["differences"], json!([
+            {"what": "plan", "local": null, "stripe": "lite", "action": "set"},
+            {"what": "terms", "local": "version 1 of the plans file", "stripe": null, "action": "set"},
+        ]));
+        synced(&world).await;
+        assert_eq!(terms(&world).await, (json!("lite"), json!(null), 120));
     }
 }

@@ -137,6 +137,25 @@ both_databases! {
         assert_eq!((unknown.status, unknown.error()), (422, "invalid_value: version".to_owned()));
     }
 
+    async fn a_customer_is_pinned_to_the_terms_in_force_before_they_change(db: TestDb) {
+        let world = start(&db).await;
+        let kept = json!({"customer_id": "acme", "terms_version": 1});
+        for _ in 0..2 {
+            assert_eq!(support(&world, "PUT", "/terms", json!({"version": 1})).await.ok(), kept);
+        }
+        assert_eq!(quotas(&world).await["terms_version"], 1);
+        std::fs::write(world.plans_file(), PLANS.replace("granted = 200,", "granted = 10,")).unwrap();
+        world.settle().await;
+        assert_eq!(world.run("acme").await["balance"]["granted"], 200);
+        support(&world, "PUT", "/terms", json!({"version": null})).await.ok();
+        assert_eq!(world.check("acme").await["balance"]["granted"], 10);
+        let trail = world.list("/audit?customer_id=acme").await;
+        let moves: Vec<_> = trail.iter().map(|entry| entry["detail"].clone()).collect();
+        assert_eq!(moves, [json!({"from": 1, "to": null}), json!({"from": null, "to": 1})]);
+        let refused = support(&world, "PUT", "/terms", json!({"version": 9})).await;
+        assert_eq!(refused.body["error"]["message"], "version must be one of the plans file that has the customer's plan");
+    }
+
     async fn what_cannot_be_is_refused_with_the_fields_name_and_changes_nothing(db: TestDb) {
         let world = start(&db).await;
         let long = "x".repeat(501);

@@ -1,12 +1,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::customer::{Customer, Profile};
 use crate::domain::decision::Reason;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
+const EXAMPLE: &str = include_str!("../../../plans.example.toml");
+
 fn catalog() -> Catalog {
-    Catalog::parse(include_str!("../../../plans.example.toml")).unwrap()
+    Catalog::parse(EXAMPLE).unwrap()
 }
 
 fn at(text: &str) -> Timestamp {
@@ -53,7 +56,21 @@ fn stranger() -> Tier {
 }
 
 fn next(current: &Tier, subscriptions: &[Subscription]) -> Tier {
-    tier_from_stripe(&catalog(), current, subscriptions, now()).unwrap()
+    let tier = tier_from_stripe(&catalog(), current, subscriptions, now()).unwrap();
+    customer(current, None).with_tier(tier, &catalog(), &catalog()).tier
+}
+
+fn customer(tier: &Tier, terms_version: Option<i64>) -> Customer {
+    Customer {
+        id: "acme".parse().unwrap(),
+        profile: Profile::default(),
+        stripe_customer_id: None,
+        created_at: tier.cycle.anchor,
+        tier: tier.clone(),
+        terms_version,
+        has_quotas: false,
+        revision: 1,
+    }
 }
 
 /// A customer who has been on Pro.
@@ -484,10 +501,49 @@ fn the_version_goes_up_only_when_the_plan_in_force_changes() {
 }
 
 #[test]
+fn terms_are_kept_for_a_plan_and_never_leave_a_subscriber_without_one() {
+    let old = catalog();
+    // Today Starter is for those who pay, Team for everyone else, and Lite is new.
+    let lite = "\n[[plans]]\nid = \"lite\"\nname = \"Lite\"\nrank = 9\nlimits.ai_runs = { granted = 1, enforcement = \"hard\" }\n";
+    let today =
+        format!("{EXAMPLE}{lite}").replace("default_plan = \"starter\"", "default_plan = \"team\"");
+    let today = Catalog::parse(&today).unwrap();
+    let free = stranger();
+    let on = |plan: &str| Tier { plan_id: Some(plan.parse().unwrap()), ..stranger() };
+    for (before, after, keeps, plan) in [
+        (&free, &free, true, "starter"),
+        (&free, &on("starter"), true, "starter"),
+        (&free, &on("lite"), false, "lite"),
+        (&free, &on("pro"), false, "pro"),
+        (&on("starter"), &free, false, "team"),
+        (&on("pro"), &free, false, "team"),
+        (&on("pro"), &on("pro"), true, "pro"),
+        (&on("lite"), &on("lite"), false, "lite"),
+    ] {
+        let moved = customer(before, Some(1)).with_tier(after.clone(), &old, &today);
+        let terms = if keeps { &old } else { &today };
+        let shown = moved.tier.plan(terms).map(|plan| plan.id.as_str());
+        assert_eq!(
+            (moved.terms_version.is_some(), shown),
+            (keeps, Some(plan)),
+            "{before:?} {after:?}"
+        );
+        let anew = i64::from(!keeps);
+        assert_eq!(
+            moved.tier.entitlement_version,
+            before.entitlement_version + anew,
+            "{before:?} {after:?}"
+        );
+    }
+}
+
+#[test]
 fn an_upgrade_is_a_move_to_a_higher_rank_that_is_paid_for() {
     let catalog = catalog();
     let moved = |before: &Tier, after: &Tier| {
-        upgrade(&catalog, before, after).map(|(from, to)| format!("{} {}", from.id, to.id))
+        let (from, to) = (before.plan(&catalog), after.plan(&catalog));
+        let moved = upgrade(&catalog, from, to, after.standing);
+        moved.map(|(from, to)| format!("{} {}", from.id, to.id))
     };
     let team = next(&on_pro(), &[subscription("sub_1", "active", "team_monthly")]);
     assert_eq!(moved(&stranger(), &on_pro()).as_deref(), Some("starter pro"));

@@ -10,6 +10,7 @@ use crate::domain::link::{Quoted, Ticket};
 use crate::domain::money::Money;
 use crate::domain::plan::{Catalog, Interval, Plan};
 use crate::domain::upgrade::{Current, Hurdle, NoWay, Way};
+use crate::gate::terms_of;
 
 /// What there is to show to the holder of a ticket.
 #[derive(Debug)]
@@ -94,7 +95,8 @@ pub async fn look(app: &App, ticket: &Ticket) -> Result<View, UpgradeError> {
     };
     let customer = app.store.customer(&ticket.customer_id).await?;
     let customer = customer.ok_or(UpgradeError::UnknownCustomer)?;
-    let plan = customer.tier.plan(&catalog);
+    let terms = terms_of(app, &customer).await?;
+    let plan = customer.tier.plan(&terms);
     // What is planned can be taken back.
     let to = if matches!(state, Ok(State::Planned { .. })) { plan } else { wanted };
     let plan_id = to.map(|plan| plan.id.clone());
@@ -119,7 +121,10 @@ pub(super) async fn plan_of(
     }
     let customer = app.store.customer(&ticket.customer_id).await?;
     let customer = customer.ok_or(UpgradeError::UnknownCustomer)?;
-    Ok(customer.tier.plan(catalog).and_then(|plan| plan.upgrade_to.clone()))
+    let terms = terms_of(app, &customer).await?;
+    // Its plan is by its own terms, the way up from there is today's.
+    let plan = customer.tier.plan(&terms).and_then(|plan| catalog.plan(plan.id.as_str()));
+    Ok(plan.and_then(|plan| plan.upgrade_to.clone()))
 }
 
 /// The state, and the fingerprint of the change that it is about.

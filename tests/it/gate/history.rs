@@ -226,6 +226,7 @@ impl History {
             units,
             used: 0,
             before,
+            made_ms: self.now_ms(),
             ends_ms: ends_at.map(Timestamp::ms),
             state: "live",
         };
@@ -238,8 +239,13 @@ impl History {
 
     async fn revoke_grant(&mut self) {
         let (customer, feature) = self.somebody();
+        let now_ms = self.now_ms();
         let pot = self.model.pots.get(&(customer.to_owned(), feature.to_owned()));
-        let live = pot.and_then(|pot| pot.grants.iter().find(|grant| grant.state == "live"));
+        let live = pot.and_then(|pot| {
+            pot.grants
+                .iter()
+                .find(|grant| grant.state == "live" && grant.ends_ms.is_none_or(|end| now_ms < end))
+        });
         let Some(id) = live.map(|grant| grant.id.clone()) else { return };
         println!("revoke {id}");
         self.model.change(customer, feature, self.world.now().ms(), |pot| {
@@ -255,7 +261,10 @@ impl History {
         let cap = self.one_of(&[Cap::Hard(granted), Cap::Soft(granted), Cap::Open]);
         let ends_at = self.some_end();
         let pot = self.model.pots.get(&(customer.to_owned(), feature.to_owned()));
-        let clears = self.dice.random_range(0..3) == 0 && pot.is_some_and(|pot| pot.own.is_some());
+        let now_ms = self.world.now().ms();
+        let has = |(_, end): (Cap, Option<i64>)| end.is_none_or(|end| now_ms < end);
+        let clears =
+            self.dice.random_range(0..3) == 0 && pot.and_then(|pot| pot.own).is_some_and(has);
         let own = (!clears).then_some((cap, ends_at.map(Timestamp::ms)));
         println!("own quota of {customer} {feature}: {own:?}");
         self.model.change(customer, feature, self.world.now().ms(), |pot| pot.own = own);

@@ -361,20 +361,73 @@ both_databases! {
     }
 }
 
+both_databases! {
+    async fn what_ended_is_told_and_in_the_trail_though_support_was_there_before_the_job(db: TestDb) {
+        let world = World::with_plans(&db, &plans("granted = 200,", "granted = 100,")).await;
+        for (n, change) in [Some(own(120)), None, Some(after("g", 5))].into_iter().enumerate() {
+            let customer = format!("acme-{n}");
+            world.customer(&customer).await;
+            let end = world.now().plus(HOUR).to_string();
+            set(&world, &customer, own_until(1000, Some(&end))).await;
+            world.runs(&customer, 150).await;
+            world.clock.advance(HOUR).unwrap();
+            match change {
+                Some(change) => set(&world, &customer, change).await,
+                None => {
+                    let gone = world.change(&customer, Change::ClearOverride { feature_id: ai_runs() }).await;
+                    assert!(matches!(gone, Err(ChangeError::NoOverride)), "{gone:?}");
+                }
+            }
+            world.settle().await;
+            assert_eq!(notices(&world, &customer).await, ["cap_reached 100"], "{n}");
+            let trail = world.list(&format!("/audit?customer_id={customer}")).await;
+            assert!(trail.iter().any(|entry| entry["action"] == "quotas.ended" && entry["actor"] == "clock"), "{n}");
+        }
+        assert_eq!(world.subjects(), [CAP, CAP, CAP]);
+    }
+
+    async fn a_grant_is_not_drawn_where_it_buys_nothing(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        set(&world, "acme", before("sorry", 10)).await;
+        set(&world, "acme", own_kind(Kind::Unlimited, None)).await;
+        world.runs("acme", 7).await;
+        assert_eq!(grants(&db).await, ["sorry|0|live"]);
+        set(&world, "acme", own(7)).await;
+        world.runs("acme", 1).await;
+        assert_eq!(grants(&db).await, ["sorry|1|live"]);
+        assert_books_balance(&db.url).await;
+    }
+
+    async fn a_grant_does_not_pay_for_a_period_that_was_over_when_it_was_made(db: TestDb) {
+        let world = World::start(&db).await;
+        used(&world, "acme", 190).await;
+        world.advance_to("2026-11-30T23:50:00Z").await;
+        let held = world.reserve("acme", 10, 7200).await;
+        world.advance_to("2026-12-01T00:05:00Z").await;
+        set(&world, "acme", before("december", 50)).await;
+        let done = world.commit(&held, &json!({"value": 15})).await.ok();
+        assert_eq!((&done["balance"]["granted"], &done["over_limit"]), (&json!(200), &json!(true)));
+        assert_eq!(grants(&db).await, ["december|0|live"]);
+        assert_eq!(numbers(&world, "acme").await, (250, 0, 250));
+        assert_books_balance(&db.url).await;
+    }
+}
+
 // --- terms, errors and the trail ---------------------------------------------------------------
 
 both_databases! {
     async fn kept_terms_hold_until_the_customer_is_moved(db: TestDb) {
         let mut world = World::start(&db).await;
-        used(&world, "acme", 120).await;
+        used(&world, "acme", 70).await;
         std::fs::write(world.plans_file(), plans("granted = 200,", "granted = 100,")).unwrap();
         world.settle().await;
-        assert_eq!(numbers(&world, "acme").await, (100, 120, 0));
+        assert_eq!(numbers(&world, "acme").await, (100, 70, 30));
         set(&world, "acme", Change::KeepTerms { version: Some(1) }).await;
         assert!(!world.change("acme", Change::KeepTerms { version: Some(1) }).await.unwrap());
-        assert_eq!(numbers(&world, "acme").await, (200, 120, 80));
+        assert_eq!(numbers(&world, "acme").await, (200, 70, 130));
         world.restart().await;
-        let run = world.runs("acme", 40).await;
+        let run = world.runs("acme", 90).await;
         assert_eq!(run["threshold"], json!({"state": "nudge", "percent": 80}));
         assert_eq!(notices(&world, "acme").await, ["usage_nudge 80"]);
         set(&world, "acme", Change::KeepTerms { version: None }).await;

@@ -2,6 +2,7 @@
 
 use tollgate::domain::answer::{Hold, HoldState};
 use tollgate::domain::quota::{Draw, DrawOrder, Grant, Override, Quotas};
+use tollgate::store::plans::Untold;
 use tollgate::store::quotas::{NewDraw, QuotaKey};
 use tollgate::store::reservations::Reservation;
 
@@ -61,6 +62,51 @@ fn draw(grant_id: &str, request_key: &str, units: i64) -> NewDraw {
 }
 
 both_databases! {
+    async fn those_whom_a_version_is_to_be_told_to_are_taken_in_order_and_once(db: TestDb) {
+        let store = open(&db).await;
+        let mut tx = store.begin().await.unwrap();
+        let (version, _) = tx.activate_plans("a plans file").await.unwrap();
+        tx.leave_untold(version).await.unwrap();
+        for id in ["ann", "bob", "cat"] {
+            let terms_version = (id == "bob").then_some(1);
+            let mut customer = Customer { id: id.parse().unwrap(), stripe_customer_id: None, ..customer() };
+            tx.insert_customer(&customer).await.unwrap();
+            customer.terms_version = terms_version;
+            tx.update_customer(&customer).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let on_terms = async |after| store.customers_on_terms_in_force(after, 9).await.unwrap();
+        assert_eq!(on_terms("").await, ["ann".parse().unwrap(), "cat".parse().unwrap()]);
+        assert_eq!(on_terms("ann").await, ["cat".parse().unwrap()]);
+        let untold = store.untold_plans().await.unwrap().unwrap();
+        assert_eq!(untold, Untold { version, activated_at: now(), told_through: String::new() });
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.take_untold(&untold, Some("ann")).await.unwrap());
+        assert!(!tx.take_untold(&untold, Some("ann")).await.unwrap(), "somebody has");
+        tx.commit().await.unwrap();
+        let untold = store.untold_plans().await.unwrap().unwrap();
+        assert_eq!(untold.told_through, "ann");
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.take_untold(&untold, None).await.unwrap());
+        tx.commit().await.unwrap();
+        assert_eq!(store.untold_plans().await.unwrap(), None);
+    }
+
+    async fn a_threshold_is_told_until_its_notice_came_to_nothing(db: TestDb) {
+        let store = open(&db).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_customer(&customer()).await.unwrap();
+        let told = notice();
+        assert!(!tx.is_told(&told).await.unwrap());
+        tx.insert_notice(&told).await.unwrap();
+        let again = Notice { entitlement_version: told.entitlement_version + 1, ..told.clone() };
+        assert!(tx.is_told(&again).await.unwrap());
+        assert!(!tx.is_told(&Notice { mark: Mark::Percent(79), ..told.clone() }).await.unwrap());
+        tx.move_notice(&told.notice_id, NoticeState::Due, NoticeState::Dropped, None).await.unwrap();
+        assert!(!tx.is_told(&again).await.unwrap());
+        tx.commit().await.unwrap();
+    }
+
     async fn reservations_are_written_found_and_settled(db: TestDb) {
         let store = open(&db).await;
         let (one, two) = (reservation("res_1", minutes(1)), reservation("res_2", minutes(2)));

@@ -57,15 +57,26 @@ pub struct Grant {
     pub units: i64,
     pub used: i64,
     pub before: bool,
+    pub made_ms: i64,
     pub ends_ms: Option<i64>,
     pub state: &'static str,
 }
 
 impl Grant {
-    fn left(&self, now_ms: i64) -> i64 {
+    fn left(&self, month_end: i64, now_ms: i64) -> i64 {
         let over = self.state != "live" || self.ends_ms.is_some_and(|end| end <= now_ms);
-        if over { 0 } else { self.units - self.used }
+        if over || self.made_ms >= month_end { 0 } else { self.units - self.used }
     }
+}
+
+/// The months that the stories play in: where each starts.
+fn months() -> Vec<i64> {
+    let month = |n: i64| format!("{}-{:02}-01T00:00:00Z", 2026 + n / 12, n % 12 + 1);
+    (10..200).map(|n| month(n).parse::<Timestamp>().expect("a time").ms()).collect()
+}
+
+fn end_of(month: i64) -> i64 {
+    months().into_iter().find(|start| *start > month).expect("before the last month")
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,7 +135,8 @@ impl Pot {
     /// The number in force in a month: what grants paid there and what is left of them on top.
     fn cap(&self, feature: &str, month: i64, now_ms: i64) -> Cap {
         let paid = self.months.get(&month).map_or(0, |month| month.from_grants);
-        let more = paid + self.grants.iter().map(|grant| grant.left(now_ms)).sum::<i64>();
+        let end = end_of(month);
+        let more = paid + self.grants.iter().map(|grant| grant.left(end, now_ms)).sum::<i64>();
         match self.base(feature, now_ms) {
             Cap::Hard(granted) => Cap::Hard(granted + more),
             Cap::Soft(granted) => Cap::Soft(granted + more),
@@ -134,15 +146,19 @@ impl Pot {
 
     /// Counts one unit more, and has a grant pay for it if it is a grant's turn.
     fn count_one(&mut self, feature: &str, month: i64, now_ms: i64) {
-        let base = self.base(feature, now_ms);
         let so_far = self.months.get(&month).copied().unwrap_or_default();
-        let plans_turn = match base {
-            Cap::Open => true,
-            Cap::Hard(granted) | Cap::Soft(granted) => so_far.usage - so_far.from_grants < granted,
+        // Without a number there is nothing that anybody need pay for.
+        let number = match self.base(feature, now_ms) {
+            Cap::Open => None,
+            Cap::Hard(granted) | Cap::Soft(granted) => Some(granted),
         };
-        let mut payers: Vec<_> = self.grants.iter_mut().filter(|g| g.left(now_ms) > 0).collect();
+        let plans_turn = number.is_some_and(|n| so_far.usage - so_far.from_grants < n);
+        let end = end_of(month);
+        let mut payers: Vec<_> =
+            self.grants.iter_mut().filter(|g| g.left(end, now_ms) > 0).collect();
         payers.sort_by_key(|g| (!g.before, g.ends_ms.unwrap_or(i64::MAX), g.id.clone()));
-        let payer = payers.into_iter().next().filter(|grant| grant.before || !plans_turn);
+        let payer = payers.into_iter().next();
+        let payer = payer.filter(|grant| number.is_some() && (grant.before || !plans_turn));
         let month = self.months.entry(month).or_default();
         month.usage += 1;
         if let Some(payer) = payer {
@@ -174,14 +190,12 @@ fn reached(feature: &str, cap: Cap, usage: i64) -> Option<(i64, &'static str, i6
 
 impl Model {
     pub fn new(customers: &[&str]) -> Self {
-        let month = |n: i64| format!("{}-{:02}-01T00:00:00Z", 2026 + n / 12, n % 12 + 1);
-        let start = |n: i64| month(n).parse::<Timestamp>().expect("a time").ms();
         Self {
             pots: BTreeMap::new(),
             versions: customers.iter().map(|customer| ((*customer).to_owned(), 1)).collect(),
             told: BTreeSet::new(),
             holds: BTreeMap::new(),
-            months: (10..200).map(start).collect(),
+            months: months(),
         }
     }
 
@@ -348,7 +362,8 @@ impl Model {
         })
     }
 
-    /// A change of a pot by support: a new version, and whoever it puts at a threshold is told.
+    /// A change of a pot by support: a new version, and whoever it puts at a threshold is told. What
+    /// the clock has ended before is over and told by then.
     pub fn change(
         &mut self,
         customer: &str,
@@ -356,6 +371,7 @@ impl Model {
         now_ms: i64,
         change: impl FnOnce(&mut Pot),
     ) {
+        self.end_quotas(customer, now_ms);
         let month = self.month_of(now_ms);
         let version = self.versions.get_mut(customer).expect("it is known");
         *version += 1;
@@ -372,7 +388,6 @@ impl Model {
 
     /// What the clock ends: holds, own quotas and grants.
     pub fn jobs(&mut self, now_ms: i64) {
-        let month = self.month_of(now_ms);
         for hold in self.holds.values_mut() {
             if hold.state == "pending" && hold.ends_ms <= now_ms {
                 hold.state = "expired";
@@ -381,10 +396,20 @@ impl Model {
                     hold.units;
             }
         }
-        let mut ended = BTreeSet::new();
+        for customer in self.versions.keys().cloned().collect::<Vec<_>>() {
+            self.end_quotas(&customer, now_ms);
+        }
+    }
+
+    /// What the clock ends of one customer's own quotas and grants: a new version if that is anything,
+    /// and whoever is at a threshold by it is told as of the version before.
+    pub fn end_quotas(&mut self, customer: &str, now_ms: i64) {
+        let month = self.month_of(now_ms);
+        let over = |end: Option<i64>| end.is_some_and(|end| end <= now_ms);
+        let mut any = false;
         let mut told = Vec::new();
-        for ((customer, feature), pot) in &mut self.pots {
-            let over = |end: Option<i64>| end.is_some_and(|end| end <= now_ms);
+        for ((_, feature), pot) in self.pots.iter_mut().filter(|((whose, _), _)| whose == customer)
+        {
             let usage = pot.months.get(&month).map_or(0, |month| month.usage);
             // As it was while all of that still counted.
             let mut undying = pot.clone();
@@ -392,24 +417,25 @@ impl Model {
             undying.grants.iter_mut().for_each(|grant| grant.ends_ms = None);
             if pot.own.is_some_and(|(_, end)| over(end)) {
                 pot.own = None;
-                ended.insert(customer.clone());
+                any = true;
             }
             for grant in pot.grants.iter_mut().filter(|g| g.state == "live" && over(g.ends_ms)) {
                 grant.state = "expired";
-                ended.insert(customer.clone());
+                any = true;
             }
             let was = reached(feature, undying.cap(feature, month, now_ms), usage);
             let is = reached(feature, pot.cap(feature, month, now_ms), usage);
             if is > was && usage > 0 {
-                told.push((customer.clone(), feature.clone(), is));
+                told.push((feature.clone(), is));
             }
         }
-        for (customer, feature, what) in told {
-            self.tell(&customer, &feature, month, what, self.versions[&customer]);
+        if !any {
+            return;
         }
-        for customer in ended {
-            *self.versions.get_mut(&customer).expect("it is known") += 1;
+        for (feature, what) in told {
+            self.tell(customer, &feature, month, what, self.versions[customer]);
         }
+        *self.versions.get_mut(customer).expect("it is known") += 1;
     }
 }
 
