@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 
 use super::Daemon;
 use super::bodies::{CheckBody, CommitBody, ReleaseBody, TrackBatchBody, TrackBody};
-use super::body::{Body, Fields, ReservationPath};
+use super::body::{Fields, ReservationPath};
 use super::error::{ApiError, ErrorBody, ErrorDetail};
+use super::incoming::Body;
 use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
@@ -56,10 +57,7 @@ struct BatchResult {
         (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
         (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
     ))]
-pub async fn check(
-    State(daemon): State<Daemon>,
-    Body(body): Body,
-) -> Result<Json<Answer>, ApiError> {
+pub async fn check(State(daemon): State<Daemon>, body: Body) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let key = request_key("check", &mut fields)?;
     let value = fields.quantity("required_balance")?;
@@ -85,10 +83,7 @@ pub async fn check(
         (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
         (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
     ))]
-pub async fn track(
-    State(daemon): State<Daemon>,
-    Body(body): Body,
-) -> Result<Json<Answer>, ApiError> {
+pub async fn track(State(daemon): State<Daemon>, body: Body) -> Result<Json<Answer>, ApiError> {
     Ok(Json(daemon.gate.ask(tracked(Fields::parse(&body)?)?).await?))
 }
 
@@ -99,7 +94,7 @@ pub async fn track(
     responses((status = 200, description = "One result for each run, in their order", body = BatchBody)))]
 pub async fn track_batch(
     State(daemon): State<Daemon>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<BatchBody>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let events = fields.list("events")?;
@@ -148,7 +143,7 @@ fn tracked(mut fields: Fields) -> Result<Request, ApiError> {
 pub async fn commit(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse_or_empty(&body)?;
     let request_hash = request_hash("commit", &fields);
@@ -170,7 +165,7 @@ pub async fn commit(
 pub async fn release(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Answer>, ApiError> {
     let fields = Fields::parse_or_empty(&body)?;
     let request_hash = request_hash("release", &fields);

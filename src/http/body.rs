@@ -1,13 +1,9 @@
 //! Reading request bodies field by field, so that each mistake names its field.
 
-use std::future::poll_fn;
 use std::ops::RangeInclusive;
-use std::pin::Pin;
-use std::time::Duration;
 
-use axum::body::HttpBody;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::{Serialize, Serializer};
@@ -21,56 +17,8 @@ use crate::domain::ids::{CustomerId, ReservationId};
 use crate::domain::usage::MAX_QUANTITY;
 use crate::gate::GateError;
 
-/// The largest body taken, in bytes: API and webhooks alike.
-const MAX_BODY: usize = 1 << 20;
-/// Of a larger body this much is read and forgotten before it is refused: a caller that is cut off
-/// while it sends sees a broken connection and not the reason.
-const MAX_DRAINED: usize = 64 << 20;
 /// The longest note kept, in characters.
 pub const MAX_NOTE: usize = 500;
-/// How long a caller may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A whole request body within the limits.
-pub struct Body(pub Vec<u8>);
-
-impl<S: Send + Sync> FromRequest<S> for Body {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        match tokio::time::timeout(BODY_TIMEOUT, read(request.into_body())).await {
-            Ok(Ok(Some(bytes))) => Ok(Self(bytes)),
-            Ok(Ok(None)) => Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                "the body must have at most 1 MiB",
-            )),
-            Ok(Err(_)) => Err(ApiError::malformed("the body could not be read to its end")),
-            Err(_) => Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "too_slow",
-                "the body took over 30 s",
-            )),
-        }
-    }
-}
-
-/// The body; `None` if it is too large.
-async fn read(mut body: axum::body::Body) -> Result<Option<Vec<u8>>, axum::Error> {
-    let (mut kept, mut length) = (Vec::new(), 0);
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let Ok(data) = frame?.into_data() else { continue };
-        length += data.len();
-        if length <= MAX_BODY {
-            kept.extend_from_slice(&data);
-        } else if length > MAX_DRAINED {
-            break;
-        } else {
-            kept = Vec::new();
-        }
-    }
-    Ok((length <= MAX_BODY).then_some(kept))
-}
 
 /// The customer that a path names as `{id}`.
 pub struct CustomerPath(pub CustomerId);
