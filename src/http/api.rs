@@ -103,8 +103,11 @@ pub async fn track_batch(
         events.filter(|events| (1..=MAX_BATCH).contains(&events.len())).ok_or_else(|| {
             ApiError::invalid("events", format!("must be a list of 1 to {MAX_BATCH} runs"))
         })?;
-    let requests: Vec<_> =
-        events.into_iter().map(|event| Fields::of(event).and_then(tracked)).collect();
+    let requests: Vec<_> = events
+        .into_iter()
+        .enumerate()
+        .map(|(place, event)| Fields::event(event, place).and_then(tracked))
+        .collect();
     let mut answers = daemon.gate.ask_all(requests.iter().flatten().cloned()).await.into_iter();
     let results = requests.into_iter().map(|request| {
         let answer = match request {
@@ -232,14 +235,27 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
     if rest.is_empty() {
         return Ok(Said { run, tokens_left_out, properties: None });
     }
-    let json = Value::Object(rest).to_string();
+    let rest = Value::Object(rest);
+    let json = rest.to_string();
     // PostgreSQL's JSON cannot hold a NUL, and nothing sensible has one.
-    if json.len() > MAX_PROPERTIES || json.contains("\\u0000") {
+    if json.len() > MAX_PROPERTIES || has_nul(&rest) {
         let wanted =
             format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
     Ok(Said { run, tokens_left_out, properties: Some(json) })
+}
+
+/// Whether a text or a name in it has a NUL character, not merely the text of its escape.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
+        }
+        _ => false,
+    }
 }
 
 fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {

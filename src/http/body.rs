@@ -14,6 +14,7 @@ use super::json::{self, NotJson};
 use crate::clock::Timestamp;
 use crate::domain::customer::{MAX_NAME, clean_name, is_plausible_email};
 use crate::domain::ids::{CustomerId, ReservationId};
+use crate::domain::run::whole;
 use crate::domain::usage::MAX_QUANTITY;
 use crate::gate::GateError;
 
@@ -60,11 +61,12 @@ pub struct Fields {
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match json::parse(body) {
-            Ok(value) => Self::of(value),
+            Ok(Value::Object(fields)) => Ok(Self { fields, path: String::new() }),
+            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
             Err(NotJson::Syntax { line, column }) => Err(ApiError::malformed(format!(
                 "the body is not JSON: see line {line}, column {column}"
             ))),
-            Err(NotJson::Twice(name)) => Err(twice(&name)),
+            Err(NotJson::Twice(path)) => Err(twice(&path)),
         }
     }
 
@@ -73,11 +75,15 @@ impl Fields {
         Self::parse(if body.is_empty() { b"{}" } else { body })
     }
 
-    /// The fields of what should be an object.
-    pub fn of(value: Value) -> Result<Self, ApiError> {
+    /// The fields of an event of a batch, which stands at this place in it. They are named as those of
+    /// a run told alone, because each is answered by itself.
+    pub fn event(value: Value, place: usize) -> Result<Self, ApiError> {
         match value {
             Value::Object(fields) => Ok(Self { fields, path: String::new() }),
-            _ => Err(ApiError::malformed("the body must be a JSON object")),
+            _ => {
+                let name = format!("events[{place}]");
+                Err(ApiError::malformed(format!("{name} must be a JSON object")).param(name))
+            }
         }
     }
 
@@ -164,7 +170,7 @@ impl Fields {
         self.integer(field, 1..=MAX_QUANTITY)
     }
 
-    /// An integer of this range.
+    /// An integer of this range, however it is written.
     pub fn integer(
         &mut self,
         field: &str,
@@ -173,7 +179,7 @@ impl Fields {
         match self.take(field) {
             None => Ok(None),
             Some(Value::Number(number)) => {
-                let value = number.as_i64().filter(|value| range.contains(value));
+                let value = whole(&number).filter(|value| range.contains(value));
                 value.map(Some).ok_or_else(|| {
                     let (low, high) = (range.start(), range.end());
                     let wanted = format!("must be an integer from {low} to {high}");
