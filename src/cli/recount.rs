@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::domain::ids::CustomerId;
 use crate::domain::recount::{Difference, Number, Stuck, difference, differences};
 use crate::entropy::Entropy;
+use crate::store::Store;
 use crate::store::recount::{Recounted, RecountedCounter, RecountedGrant};
 use repair::Repair;
 
@@ -151,6 +152,9 @@ pub async fn run(config: &Config, options: &Options) -> Result<(), StartError> {
         };
         let (Some(first), Some(last)) = (ids.first(), ids.last()) else { break };
         let read = store.recounted(first, last).await?;
+        if let Some(id) = &options.customer {
+            is_somebody(&store, id, &read).await?;
+        }
         let mut found: Vec<_> = findings(&read).collect();
         if let Some(repair) = &repair {
             let whose: BTreeSet<_> = found.iter().map(|f| f.customer_id.clone()).collect();
@@ -164,6 +168,15 @@ pub async fn run(config: &Config, options: &Options) -> Result<(), StartError> {
     }
     store.close().await;
     told.end()
+}
+
+/// Refuses an id that no customer has and no row names: that nothing is wrong with nobody proves nothing.
+async fn is_somebody(store: &Store, id: &CustomerId, read: &Recounted) -> anyhow::Result<()> {
+    let has_rows = !(read.counters.is_empty() && read.grants.is_empty());
+    if has_rows || store.customer(id).await?.is_some() {
+        return Ok(());
+    }
+    Err(anyhow!("{id} cannot be recounted: there is no such customer"))
 }
 
 /// What has been said so far.

@@ -251,6 +251,7 @@ fn run(
     let daemon = Daemon {
         keys: Arc::new(KeyRing::new(&app.credentials, config.rate_limit)),
         pace: Arc::default(),
+        seats: Arc::default(),
         app: app.clone(),
         gate,
         jobs: jobs.clone(),

@@ -1,7 +1,7 @@
 //! A run as the product reports it: which model, how many tokens.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// The most tokens of one kind in a run: beyond any model's, and few enough that tokens times a
 /// rate of the plans file (at most 10¹²) always fit an `i128`.
@@ -9,6 +9,17 @@ pub const MAX_TOKENS: i64 = 1_000_000_000_000;
 
 /// What a model may be called. Goes after "must be".
 pub const MODEL_NAME_WANTED: &str = "1 to 100 printable ASCII characters without spaces";
+
+/// The integer that a JSON number is, however it is written: `1.0` and `1e3` are whole numbers as well
+/// (JSON Schema, "integer"). A number is the double nearest to what is written, as RFC 8259, section 6,
+/// would have it; doubles hold every integer up to 2⁵³, which is more than any field of ours takes.
+pub fn whole(number: &Number) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    number.as_i64().or_else(|| {
+        let value = number.as_f64()?;
+        (value.fract() == 0.0 && value.abs() <= EXACT).then_some(value as i64)
+    })
+}
 
 /// Whether a model may be called so, in the plans file and by a run.
 pub fn is_model_name(text: &str) -> bool {
@@ -105,7 +116,7 @@ fn take_tokens(
     match properties.remove(field) {
         None | Some(Value::Null) => Ok(0),
         Some(Value::Number(number)) => {
-            number.as_i64().filter(|n| (0..=MAX_TOKENS).contains(n)).ok_or(bad(false))
+            whole(&number).filter(|n| (0..=MAX_TOKENS).contains(n)).ok_or(bad(false))
         }
         Some(_) => Err(bad(true)),
     }
@@ -172,6 +183,27 @@ mod tests {
         for bad in [json!(-1), json!(MAX_TOKENS + 1), json!(1.5), json!(1e300), json!("5")] {
             let complaint = read(json!({"output_tokens": bad})).unwrap_err();
             assert_eq!(complaint, format!("output_tokens must be {TOKENS_WANTED}"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_whole_or_it_is_not() {
+        let whole = |text: &str| whole(&serde_json::from_str(text).unwrap());
+        for (text, value) in [
+            ("7", 7),
+            ("-0", 0),
+            ("-0.0", 0),
+            ("1.0", 1),
+            ("1E3", 1000),
+            ("0.5e1", 5),
+            ("-20e-1", -2),
+            ("9007199254740992.0", 1 << 53),
+            ("9223372036854775807", i64::MAX),
+        ] {
+            assert_eq!(whole(text), Some(value), "{text}");
+        }
+        for text in ["1.5", "0.1", "1e-1", "1e300", "9007199254740994.0", "9223372036854775808"] {
+            assert_eq!(whole(text), None, "{text}");
         }
     }
 

@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 
 use super::Daemon;
 use super::bodies::{CheckBody, CommitBody, ReleaseBody, TrackBatchBody, TrackBody};
-use super::body::{Body, Fields, ReservationPath};
+use super::body::{Fields, ReservationPath};
 use super::error::{ApiError, ErrorBody, ErrorDetail};
+use super::incoming::Body;
 use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
@@ -56,10 +57,7 @@ struct BatchResult {
         (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
         (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
     ))]
-pub async fn check(
-    State(daemon): State<Daemon>,
-    Body(body): Body,
-) -> Result<Json<Answer>, ApiError> {
+pub async fn check(State(daemon): State<Daemon>, body: Body) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let key = request_key("check", &mut fields)?;
     let value = fields.quantity("required_balance")?;
@@ -85,10 +83,7 @@ pub async fn check(
         (status = 404, description = "No such customer, or no such feature", body = ErrorBody),
         (status = 409, description = "The idempotency key was used with another request", body = ErrorBody),
     ))]
-pub async fn track(
-    State(daemon): State<Daemon>,
-    Body(body): Body,
-) -> Result<Json<Answer>, ApiError> {
+pub async fn track(State(daemon): State<Daemon>, body: Body) -> Result<Json<Answer>, ApiError> {
     Ok(Json(daemon.gate.ask(tracked(Fields::parse(&body)?)?).await?))
 }
 
@@ -99,7 +94,7 @@ pub async fn track(
     responses((status = 200, description = "One result for each run, in their order", body = BatchBody)))]
 pub async fn track_batch(
     State(daemon): State<Daemon>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<BatchBody>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let events = fields.list("events")?;
@@ -108,8 +103,11 @@ pub async fn track_batch(
         events.filter(|events| (1..=MAX_BATCH).contains(&events.len())).ok_or_else(|| {
             ApiError::invalid("events", format!("must be a list of 1 to {MAX_BATCH} runs"))
         })?;
-    let requests: Vec<_> =
-        events.into_iter().map(|event| Fields::of(event).and_then(tracked)).collect();
+    let requests: Vec<_> = events
+        .into_iter()
+        .enumerate()
+        .map(|(place, event)| Fields::event(event, place).and_then(tracked))
+        .collect();
     let mut answers = daemon.gate.ask_all(requests.iter().flatten().cloned()).await.into_iter();
     let results = requests.into_iter().map(|request| {
         let answer = match request {
@@ -148,7 +146,7 @@ fn tracked(mut fields: Fields) -> Result<Request, ApiError> {
 pub async fn commit(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Answer>, ApiError> {
     let mut fields = Fields::parse_or_empty(&body)?;
     let request_hash = request_hash("commit", &fields);
@@ -170,7 +168,7 @@ pub async fn commit(
 pub async fn release(
     State(daemon): State<Daemon>,
     ReservationPath(id): ReservationPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<Answer>, ApiError> {
     let fields = Fields::parse_or_empty(&body)?;
     let request_hash = request_hash("release", &fields);
@@ -237,14 +235,27 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
     if rest.is_empty() {
         return Ok(Said { run, tokens_left_out, properties: None });
     }
-    let json = Value::Object(rest).to_string();
+    let rest = Value::Object(rest);
+    let json = rest.to_string();
     // PostgreSQL's JSON cannot hold a NUL, and nothing sensible has one.
-    if json.len() > MAX_PROPERTIES || json.contains("\\u0000") {
+    if json.len() > MAX_PROPERTIES || has_nul(&rest) {
         let wanted =
             format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
     Ok(Said { run, tokens_left_out, properties: Some(json) })
+}
+
+/// Whether a text or a name in it has a NUL character, not merely the text of its escape.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
+        }
+        _ => false,
+    }
 }
 
 fn customer_data(fields: &mut Fields) -> Result<Option<Profile>, ApiError> {

@@ -1,13 +1,9 @@
 //! Reading request bodies field by field, so that each mistake names its field.
 
-use std::future::poll_fn;
 use std::ops::RangeInclusive;
-use std::pin::Pin;
-use std::time::Duration;
 
-use axum::body::HttpBody;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::{Serialize, Serializer};
@@ -18,59 +14,12 @@ use super::json::{self, NotJson};
 use crate::clock::Timestamp;
 use crate::domain::customer::{MAX_NAME, clean_name, is_plausible_email};
 use crate::domain::ids::{CustomerId, ReservationId};
+use crate::domain::run::whole;
 use crate::domain::usage::MAX_QUANTITY;
 use crate::gate::GateError;
 
-/// The largest body taken, in bytes: API and webhooks alike.
-const MAX_BODY: usize = 1 << 20;
-/// Of a larger body this much is read and forgotten before it is refused: a caller that is cut off
-/// while it sends sees a broken connection and not the reason.
-const MAX_DRAINED: usize = 64 << 20;
 /// The longest note kept, in characters.
 pub const MAX_NOTE: usize = 500;
-/// How long a caller may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A whole request body within the limits.
-pub struct Body(pub Vec<u8>);
-
-impl<S: Send + Sync> FromRequest<S> for Body {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        match tokio::time::timeout(BODY_TIMEOUT, read(request.into_body())).await {
-            Ok(Ok(Some(bytes))) => Ok(Self(bytes)),
-            Ok(Ok(None)) => Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                "the body must have at most 1 MiB",
-            )),
-            Ok(Err(_)) => Err(ApiError::malformed("the body could not be read to its end")),
-            Err(_) => Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "too_slow",
-                "the body took over 30 s",
-            )),
-        }
-    }
-}
-
-/// The body; `None` if it is too large.
-async fn read(mut body: axum::body::Body) -> Result<Option<Vec<u8>>, axum::Error> {
-    let (mut kept, mut length) = (Vec::new(), 0);
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let Ok(data) = frame?.into_data() else { continue };
-        length += data.len();
-        if length <= MAX_BODY {
-            kept.extend_from_slice(&data);
-        } else if length > MAX_DRAINED {
-            break;
-        } else {
-            kept = Vec::new();
-        }
-    }
-    Ok((length <= MAX_BODY).then_some(kept))
-}
 
 /// The customer that a path names as `{id}`.
 pub struct CustomerPath(pub CustomerId);
@@ -112,11 +61,12 @@ pub struct Fields {
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match json::parse(body) {
-            Ok(value) => Self::of(value),
+            Ok(Value::Object(fields)) => Ok(Self { fields, path: String::new() }),
+            Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
             Err(NotJson::Syntax { line, column }) => Err(ApiError::malformed(format!(
                 "the body is not JSON: see line {line}, column {column}"
             ))),
-            Err(NotJson::Twice(name)) => Err(twice(&name)),
+            Err(NotJson::Twice(path)) => Err(twice(&path)),
         }
     }
 
@@ -125,11 +75,15 @@ impl Fields {
         Self::parse(if body.is_empty() { b"{}" } else { body })
     }
 
-    /// The fields of what should be an object.
-    pub fn of(value: Value) -> Result<Self, ApiError> {
+    /// The fields of an event of a batch, which stands at this place in it. They are named as those of
+    /// a run told alone, because each is answered by itself.
+    pub fn event(value: Value, place: usize) -> Result<Self, ApiError> {
         match value {
             Value::Object(fields) => Ok(Self { fields, path: String::new() }),
-            _ => Err(ApiError::malformed("the body must be a JSON object")),
+            _ => {
+                let name = format!("events[{place}]");
+                Err(ApiError::malformed(format!("{name} must be a JSON object")).param(name))
+            }
         }
     }
 
@@ -216,7 +170,7 @@ impl Fields {
         self.integer(field, 1..=MAX_QUANTITY)
     }
 
-    /// An integer of this range.
+    /// An integer of this range, however it is written.
     pub fn integer(
         &mut self,
         field: &str,
@@ -225,7 +179,7 @@ impl Fields {
         match self.take(field) {
             None => Ok(None),
             Some(Value::Number(number)) => {
-                let value = number.as_i64().filter(|value| range.contains(value));
+                let value = whole(&number).filter(|value| range.contains(value));
                 value.map(Some).ok_or_else(|| {
                     let (low, high) = (range.start(), range.end());
                     let wanted = format!("must be an integer from {low} to {high}");

@@ -10,8 +10,9 @@ use utoipa::ToSchema;
 
 use super::Daemon;
 use super::bodies::PutCustomerBody;
-use super::body::{Body, CustomerPath, Fields};
+use super::body::{CustomerPath, Fields};
 use super::error::{ApiError, ErrorBody, unknown_customer};
+use super::incoming::Body;
 use crate::clock::Timestamp;
 use crate::domain::answer::{Balance, Bounds, PaceBody, Threshold};
 use crate::domain::customer::{Customer, Profile};
@@ -105,7 +106,7 @@ struct Changes {
 pub async fn put(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<CustomerBody>, ApiError> {
     let changes = changes(&body)?;
     let app = &daemon.app;

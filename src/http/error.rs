@@ -85,6 +85,15 @@ impl ApiError {
         ErrorBody { error: ErrorDetail { code: self.code, message, param } }
     }
 
+    /// What a long read could not do; 503 `overloaded` if it had to wait too long for its turn.
+    pub fn of_long_read(error: StoreError) -> Self {
+        if error.is_without_turn() {
+            let message = "too many long reads are under way; ask again soon";
+            return Self::unavailable("overloaded", message);
+        }
+        error.into()
+    }
+
     /// 503: try again soon.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)

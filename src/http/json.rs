@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 pub enum NotJson {
     /// Line and column of what is wrong, from 1.
     Syntax { line: usize, column: usize },
-    /// An object has this name twice.
+    /// An object has a name twice: where it stands, such as `events[3].customer_id`.
     Twice(String),
 }
 
@@ -26,14 +26,25 @@ pub fn parse(body: &[u8]) -> Result<Value, NotJson> {
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
     parsed.map_err(|error| match twice.take() {
-        Some(name) => NotJson::Twice(name),
+        Some(path) => NotJson::Twice(path),
         None => NotJson::Syntax { line: error.line(), column: error.column() },
     })
 }
 
-/// Reads a value, noting the first name that comes twice.
+/// Reads a value, noting the path of the first name that comes twice.
 #[derive(Clone, Copy)]
 struct Unique<'a>(&'a RefCell<Option<String>>);
+
+impl Unique<'_> {
+    /// Puts where a value stands before the path that was noted in it: the path is put together on the
+    /// way out, so that a body without fault pays nothing for it.
+    fn within(self, place: impl fmt::Display) {
+        if let Some(path) = &mut *self.0.borrow_mut() {
+            let dot = if path.starts_with('[') { "" } else { "." };
+            *path = format!("{place}{dot}{path}");
+        }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Unique<'_> {
     type Value = Value;
@@ -80,10 +91,16 @@ impl<'de> Visitor<'de> for Unique<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(value) = access.next_element_seed(self)? {
-            values.push(value);
+        loop {
+            match access.next_element_seed(self) {
+                Ok(Some(value)) => values.push(value),
+                Ok(None) => return Ok(values.into()),
+                Err(error) => {
+                    self.within(format_args!("[{}]", values.len()));
+                    return Err(error);
+                }
+            }
         }
-        Ok(values.into())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
@@ -93,7 +110,7 @@ impl<'de> Visitor<'de> for Unique<'_> {
                 self.0.replace(Some(name));
                 return Err(A::Error::custom("a name comes twice"));
             }
-            let value = access.next_value_seed(self)?;
+            let value = access.next_value_seed(self).inspect_err(|_| self.within(&name))?;
             fields.insert(name, value);
         }
         Ok(fields.into())
@@ -109,7 +126,7 @@ mod tests {
     fn a_name_that_comes_twice_is_told_wherever_it_stands() {
         let twice = |name: &str| Err(NotJson::Twice(name.to_owned()));
         assert_eq!(parse(br#"{"a": 1, "b": 2, "a": 3}"#), twice("a"));
-        assert_eq!(parse(br#"[{"x": {"y": [{"z": 1, "z": null}]}}]"#), twice("z"));
+        assert_eq!(parse(br#"[{"x": {"y": [{"z": 1, "z": null}]}}]"#), twice("[0].x.y[0].z"));
         assert_eq!(parse(br#"{"a": 1, "\u0061": 1}"#), twice("a"), "however it is spelled");
         assert!(parse(br#"{"a": {"a": 1}, "b": {"a": 1}}"#).is_ok());
     }

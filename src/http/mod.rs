@@ -8,6 +8,7 @@ pub mod body;
 pub mod customers;
 pub mod docs;
 pub mod error;
+pub mod incoming;
 pub mod json;
 pub mod openapi;
 pub mod ops;
@@ -36,6 +37,7 @@ use crate::gate::Gate;
 use crate::jobs::Jobs;
 use auth::KeyRing;
 use error::ApiError;
+use incoming::Seats;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -45,6 +47,7 @@ pub struct Daemon {
     pub jobs: Jobs,
     pub keys: Arc<KeyRing>,
     pub pace: Arc<upgrade::Pace>,
+    pub seats: Arc<Seats>,
     pub metrics: PrometheusHandle,
 }
 

@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 
 use super::Daemon;
 use super::bodies::{GrantChange, OverrideChange, TermsChange};
-use super::body::{Body, CustomerPath, Fields};
+use super::body::{CustomerPath, Fields};
 use super::error::{ApiError, ErrorBody, unknown_customer};
+use super::incoming::Body;
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
 use crate::domain::ids::{CustomerId, FeatureId, IdempotencyKey, PlanId, derived_id};
@@ -159,7 +160,7 @@ pub async fn get(
 pub async fn set_override(
     State(daemon): State<Daemon>,
     FeaturePath(id, feature_id): FeaturePath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<OverrideBody>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     let kinds = [("hard", Kind::Hard), ("soft", Kind::Soft), ("unlimited", Kind::Unlimited)];
@@ -216,7 +217,7 @@ pub async fn clear_override(
 pub async fn grant(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<GrantedBody>, ApiError> {
     let app = &daemon.app;
     let mut fields = Fields::parse(&body)?;
@@ -282,7 +283,7 @@ pub async fn revoke(
 pub async fn keep_terms(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<TermsBody>, ApiError> {
     let mut fields = Fields::parse(&body)?;
     if !fields.has("version") {

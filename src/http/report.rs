@@ -106,7 +106,8 @@ async fn report(daemon: &Daemon, query: Pairs) -> Result<Report, ApiError> {
     let unfit = |problem: String| ApiError::new(StatusCode::CONFLICT, "plans_unfit", problem);
     let tariff = Tariff::of(&catalog, &feature.id).map_err(|error| unfit(error.to_string()))?;
     let mut ledger = Ledger::new(tariff, None, span).map_err(unfit)?;
-    read_recorded(&daemon.app.store, &feature.id, span, &mut ledger).await?;
+    let read = read_recorded(&daemon.app.store, &feature.id, span, &mut ledger).await;
+    read.map_err(ApiError::of_long_read)?;
     let wishes = Wishes { target_margin_percent: target, ..Wishes::default() };
     ledger
         .report(feature, &wishes)

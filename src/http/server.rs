@@ -1,5 +1,5 @@
 //! Accepts connections and serves them, within limits that `axum::serve` does not have: a caller
-//! that never finishes its headers is hung up on, and there are only so many seats.
+//! that never finishes its headers is hung up on, and connections are so many and hold so much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 /// How long a caller may take to send a request's headers, and how long an idle connection is
 /// kept: a little longer than common proxies keep theirs.
 const HEADERS_WITHIN: Duration = Duration::from_secs(75);
+/// The most that is kept of what a caller sent ahead, in bytes; so the longest headers too.
+const MAX_AHEAD: usize = 16 << 10;
 /// How many connections are served at a time; more wait to be accepted.
 const SEATS: usize = 8192;
 /// How long to wait when the system has no more descriptors to accept with.
@@ -25,6 +27,7 @@ const BREATHER: Duration = Duration::from_millis(100);
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    server.max_buf_size(MAX_AHEAD);
     let connections = GracefulShutdown::new();
     let seats = Arc::new(Semaphore::new(SEATS));
     while let Some(seat) = stop.run_until_cancelled(seats.clone().acquire_owned()).await {

@@ -15,8 +15,9 @@ use utoipa::ToSchema;
 
 use super::Daemon;
 use super::bodies::{NoFieldsBody, TokenForm, UpgradeBody};
-use super::body::{Body, CustomerPath, Fields};
+use super::body::{CustomerPath, Fields};
 use super::error::{ApiError, ErrorBody, unknown_customer};
+use super::incoming::{Body, Unread};
 use super::pages::{feature_rows, page, shown};
 use crate::clock::Timestamp;
 use crate::domain::ids::PlanId;
@@ -68,7 +69,7 @@ pub struct SessionBody {
 pub async fn begin(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<StartBody>, ApiError> {
     let app = &daemon.app;
     let mut fields = Fields::parse(&body)?;
@@ -99,7 +100,7 @@ pub async fn begin(
 pub async fn session(
     State(daemon): State<Daemon>,
     CustomerPath(id): CustomerPath,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Json<SessionBody>, ApiError> {
     Fields::parse_or_empty(&body)?.finish()?;
     let app = &daemon.app;
@@ -215,9 +216,10 @@ pub async fn show(
         (status = 429, description = "More than 10 times at once, or than once in 3 s", content_type = "text/plain", body = String),
         (status = 503, description = "Not now", content_type = "text/plain", body = String),
     ))]
-pub async fn go(State(daemon): State<Daemon>, body: Result<Body, ApiError>) -> Response {
+pub async fn go(State(daemon): State<Daemon>, body: Result<Unread, ApiError>) -> Response {
     shown(async {
-        let ticket = ticket(&daemon, &token_of(&body?.0)?)?;
+        let body = body?.read(&daemon.seats.strangers).await?;
+        let ticket = ticket(&daemon, &token_of(&body)?)?;
         match proceed(&daemon.app, &ticket).await.map_err(for_people)? {
             Step::Away { url } => page("upgrade.html", &words::away(&url)),
             Step::Look { token } => {

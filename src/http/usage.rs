@@ -14,7 +14,7 @@ use super::error::{ApiError, ErrorBody, unknown_customer};
 use crate::clock::Timestamp;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId};
 use crate::domain::period::BillingPeriod;
-use crate::store::history::{Span, Used};
+use crate::store::history::{Span, Used, Which};
 
 /// The most bins of one answer.
 const MAX_BINS: i64 = 1000;
@@ -87,6 +87,10 @@ enum GroupBy {
 
 /// What was used when and by whom; by day in the current billing period, unless asked otherwise.
 ///
+/// Without `from` and `to` it is what is counted in the period, as the balance says: a run that was held
+/// before a period ended and committed soon after belongs to that one, and is shown in its last bin.
+/// With either it is what was recorded in that time, whichever period it was counted in.
+///
 /// Runs that the retention setting has removed are gone from here; the totals of their periods stay.
 #[utoipa::path(get, path = "/v1/customers/{id}/usage", tag = "customers", operation_id = "get_usage",
     params(
@@ -119,9 +123,14 @@ pub async fn get(
         return Err(ApiError::unknown_feature());
     }
     let period = customer.tier.cycle.period_at(app.clock.now());
+    let which = match (from, to) {
+        (None, None) => Which::CountedIn { series: customer.tier.cycle.series },
+        _ => Which::Recorded,
+    };
     let span = span(from, to, period, bin)?;
     let limit = i64::try_from(MAX_ROWS).expect("a small number") + 1;
-    let used = app.store.history(&id, &feature_id, span, limit).await?;
+    let used = app.store.history(&id, &feature_id, which, span, limit).await;
+    let used = used.map_err(ApiError::of_long_read)?;
     if used.len() > MAX_ROWS {
         return Err(too_much("to", "spans too many bins and entities at once"));
     }

@@ -7,10 +7,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Daemon;
-use super::body::Body;
 use super::error::{ApiError, ErrorBody};
+use super::incoming::Unread;
 use crate::store::intake::NewStripeEvent;
-use crate::stripe::{event, signature};
+use crate::stripe::event;
+use crate::stripe::signature::{Claim, SignatureError};
 
 /// The event is stored, now or before.
 #[derive(Serialize, ToSchema)]
@@ -25,25 +26,24 @@ pub struct Received {
     responses(
         (status = 200, description = "Stored", body = Received),
         (status = 400, description = "Not signed by Stripe, of the other mode, or not an event", body = ErrorBody),
-        (status = 503, description = "No STRIPE_WEBHOOK_SECRET, or the database cannot answer", body = ErrorBody),
+        (status = 503, description = "No STRIPE_WEBHOOK_SECRET, too many large bodies at a time, or the database cannot answer", body = ErrorBody),
     ))]
 pub async fn stripe(
     State(daemon): State<Daemon>,
     headers: HeaderMap,
-    Body(body): Body,
+    mut body: Unread,
 ) -> Result<Json<Received>, ApiError> {
     let app = &daemon.app;
     let secrets = &app.credentials.webhook_secrets;
     if secrets.is_empty() {
         let message = "no STRIPE_WEBHOOK_SECRET is configured";
-        return Err(ApiError::unavailable("not_configured", message));
+        return Err(body.refuse(ApiError::unavailable("not_configured", message)));
     }
     let header = headers.get("stripe-signature").and_then(|value| value.to_str().ok());
-    signature::verify(header, &body, secrets, app.clock.now()).map_err(|error| {
-        refused("signature");
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_signature", error.to_string())
-            .param("Stripe-Signature")
-    })?;
+    // Nobody's body is read who could not have had it signed.
+    let claim = Claim::parse(header).map_err(|error| body.refuse(not_stripes(error)))?;
+    let (body, _seat) = body.read(&daemon.seats.strangers).await?.into_parts();
+    claim.verify(&body, secrets, app.clock.now()).map_err(not_stripes)?;
     let event = event::parse(&body).map_err(|error| {
         refused("body");
         ApiError::malformed(error.to_string())
@@ -73,6 +73,12 @@ pub async fn stripe(
         app.nudges.inbox.notify_one();
     }
     Ok(Json(Received { received: true }))
+}
+
+fn not_stripes(error: SignatureError) -> ApiError {
+    refused("signature");
+    ApiError::new(StatusCode::BAD_REQUEST, "invalid_signature", error.to_string())
+        .param("Stripe-Signature")
 }
 
 fn refused(why: &'static str) {

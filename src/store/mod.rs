@@ -51,6 +51,11 @@ const MIN_SQLITE: [u32; 3] = [3, 51, 3];
 /// PostgreSQL 15, as `server_version_num` says it.
 const MIN_POSTGRES: i64 = 150_000;
 
+/// How long to wait for a connection.
+const TURN: Duration = Duration::from_secs(10);
+/// The same for a long read: who asks for one can ask again.
+const LONG_READ_TURN: Duration = Duration::from_secs(3);
+
 /// Schema changes in order; numbers never change once released. One that names a database is for that
 /// one alone: the other notes that it had its turn.
 const MIGRATIONS: &[(i64, &str, Option<Dialect>, &str)] = &[
@@ -111,6 +116,11 @@ impl StoreError {
     /// Whether the row was changed by someone else since it was read.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict { .. })
+    }
+
+    /// Whether no connection became free in time.
+    pub fn is_without_turn(&self) -> bool {
+        matches!(self, Self::Unavailable(sqlx::Error::PoolTimedOut))
     }
 
     /// Whether a unique constraint refused the write.
@@ -179,6 +189,9 @@ pub(crate) enum Kind {
 #[derive(Clone)]
 pub struct Store {
     readers: AnyPool,
+    /// For reads that go through many rows: history, reports, recounts. However many ask for them, a
+    /// check never waits for a connection behind one.
+    long_readers: AnyPool,
     /// What lines get their connections from. On SQLite there is a single one, so that writers queue
     /// in order instead of polling the lock.
     for_lines: AnyPool,
@@ -219,17 +232,19 @@ impl Store {
         sqlx::any::install_default_drivers();
         let dialect = Dialect::of(url.expose_secret());
         let url = connection_url(url.expose_secret());
-        let (readers, for_lines) = match dialect {
+        let (readers, for_lines, long_readers) = match dialect {
             Dialect::Sqlite => {
                 private_file(&url)?;
-                let for_lines = pool(dialect, &url, 1).await?;
-                (pool(dialect, &url, 4).await?, for_lines)
+                let for_lines = pool(dialect, 1, TURN).connect(&url).await?;
+                let readers = pool(dialect, 4, TURN).connect(&url).await?;
+                (readers, for_lines, pool(dialect, 2, LONG_READ_TURN))
             }
             Dialect::Postgres => {
-                let shared = pool(dialect, &url, 16).await?;
-                (shared.clone(), shared)
+                let shared = pool(dialect, 13, TURN).connect(&url).await?;
+                (shared.clone(), shared, pool(dialect, 3, LONG_READ_TURN))
             }
         };
+        let long_readers = long_readers.connect_lazy(&url)?;
         let lines: Arc<[Line]> =
             std::iter::repeat_with(Line::default).take(dialect.lines()).collect();
         let for_intake =
@@ -237,7 +252,17 @@ impl Store {
         let intake = Arc::new(intake::Intake::new(dialect, for_intake));
         let statements = Arc::new(Statements::new(dialect));
         let changed = Arc::default();
-        let store = Self { readers, for_lines, lines, intake, dialect, clock, statements, changed };
+        let store = Self {
+            readers,
+            long_readers,
+            for_lines,
+            lines,
+            intake,
+            dialect,
+            clock,
+            statements,
+            changed,
+        };
         store.check_version().await?;
         Ok(store)
     }
@@ -298,6 +323,7 @@ impl Store {
         }
         self.for_lines.close().await;
         self.readers.close().await;
+        self.long_readers.close().await;
     }
 
     async fn check_version(&self) -> Result<()> {
@@ -342,21 +368,18 @@ fn migrator(dialect: Dialect) -> Migrator {
     migrator
 }
 
-async fn pool(dialect: Dialect, url: &str, connections: u32) -> Result<AnyPool> {
-    let pool = AnyPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(10))
-        .after_connect(move |connection, _| {
+/// At most so many connections; who finds none free within `turn` is told so.
+fn pool(dialect: Dialect, connections: u32, turn: Duration) -> AnyPoolOptions {
+    AnyPoolOptions::new().max_connections(connections).acquire_timeout(turn).after_connect(
+        move |connection, _| {
             Box::pin(async move {
                 for statement in session_settings(dialect) {
                     connection.execute(*statement).await?;
                 }
                 Ok(())
             })
-        })
-        .connect(url)
-        .await?;
-    Ok(pool)
+        },
+    )
 }
 
 /// What makes an acknowledged write survive a lost power supply, and a stuck session end.

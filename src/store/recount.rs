@@ -93,16 +93,19 @@ impl Store {
         let tables = ["usage_counters", "usage_events", "meter_events", "grants", "grant_draws"];
         let all = tables.map(next).join(" UNION ");
         let sql = format!("{all} ORDER BY customer_id LIMIT $2");
-        let rows =
-            sqlx::query(assembled(sql)).bind(after).bind(limit).fetch_all(&self.readers).await?;
+        let rows = sqlx::query(assembled(sql))
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.long_readers)
+            .await?;
         rows.iter().map(|row| customers::parse_id(row.try_get("customer_id")?)).collect()
     }
 
     /// All there is of the customers from `first` to `last`.
     pub async fn recounted(&self, first: &CustomerId, last: &CustomerId) -> Result<Recounted> {
         let of = |sql| sqlx::query(sql).bind(first.as_str()).bind(last.as_str());
-        let counters = of(COUNTERS).fetch_all(&self.readers).await?;
-        let grants = of(GRANTS).fetch_all(&self.readers).await?;
+        let counters = of(COUNTERS).fetch_all(&self.long_readers).await?;
+        let grants = of(GRANTS).fetch_all(&self.long_readers).await?;
         read(&counters, &grants)
     }
 }

@@ -47,7 +47,7 @@ impl Store {
         .bind(feature.as_str())
         .bind(from.ms())
         .bind(to.ms())
-        .fetch(&self.readers);
+        .fetch(&self.long_readers);
         while let Some(row) = rows.try_next().await? {
             take(&RecordedRun {
                 customer_id: row.try_get("customer_id")?,
@@ -78,7 +78,7 @@ impl Store {
              WHERE deleted_at_ms IS NULL AND created_at_ms < $1",
         )
         .bind(to.ms())
-        .fetch(&self.readers);
+        .fetch(&self.long_readers);
         while let Some(row) = rows.try_next().await? {
             let plan: Option<String> = row.try_get("plan_id")?;
             take(row.try_get("customer_id")?, plan.as_deref());

@@ -28,46 +28,14 @@ pub enum SignatureError {
     Mismatch,
 }
 
-/// Checks that `body`, byte for byte as it came, was signed with one of `secrets` just now.
-///
-/// An empty secret is never accepted: anybody can sign with it.
-///
-/// # Errors
-/// Says what is wrong with the header; see [`SignatureError`].
-pub fn verify(
-    header: Option<&str>,
-    body: &[u8],
-    secrets: &[SecretString],
-    now: Timestamp,
-) -> Result<(), SignatureError> {
-    let header = Header::parse(header.ok_or(SignatureError::Missing)?)?;
-    // Every pair is compared, so that the time taken says nothing about which one matched.
-    let mut matches = Choice::from(0);
-    for secret in secrets.iter().map(ExposeSecret::expose_secret) {
-        if secret.trim().is_empty() {
-            continue;
-        }
-        let expected = expected(secret, header.time, body);
-        for given in &header.signatures {
-            matches |= expected.as_bytes().ct_eq(given.as_bytes());
-        }
-    }
-    if !bool::from(matches) {
-        return Err(SignatureError::Mismatch);
-    }
-    if now.ms().abs_diff(header.signed_at.ms()) > TOLERANCE_MS {
-        return Err(SignatureError::Stale);
-    }
-    Ok(())
-}
-
 /// The header for a body that we sign ourselves, as Stripe would now.
 pub fn sign(secret: &SecretString, body: &[u8], now: Timestamp) -> String {
     let time = now.seconds().to_string();
     format!("t={time},v1={}", expected(secret.expose_secret(), &time, body))
 }
 
-struct Header<'a> {
+/// What a header claims: that a body was signed then, and with these results.
+pub struct Claim<'a> {
     /// As written: this text was signed, not the number.
     time: &'a str,
     signed_at: Timestamp,
@@ -75,11 +43,15 @@ struct Header<'a> {
     signatures: Vec<&'a str>,
 }
 
-impl<'a> Header<'a> {
-    fn parse(text: &'a str) -> Result<Self, SignatureError> {
+impl<'a> Claim<'a> {
+    /// Reads the `Stripe-Signature` header, for which no body is needed.
+    ///
+    /// # Errors
+    /// There is none, or not of this form.
+    pub fn parse(header: Option<&'a str>) -> Result<Self, SignatureError> {
         let mut time = None;
         let mut signatures = Vec::new();
-        for part in text.split(',') {
+        for part in header.ok_or(SignatureError::Missing)?.split(',') {
             match part.split_once('=') {
                 Some(("t", _)) if time.is_some() => return Err(SignatureError::Malformed),
                 Some(("t", value)) => time = Some(value),
@@ -95,6 +67,38 @@ impl<'a> Header<'a> {
             }
             _ => Err(SignatureError::Malformed),
         }
+    }
+
+    /// Checks that `body`, byte for byte as it came, was signed with one of `secrets` just now.
+    ///
+    /// An empty secret is never accepted: anybody can sign with it.
+    ///
+    /// # Errors
+    /// The signature is another one, or not of now.
+    pub fn verify(
+        &self,
+        body: &[u8],
+        secrets: &[SecretString],
+        now: Timestamp,
+    ) -> Result<(), SignatureError> {
+        // Every pair is compared, so that the time taken says nothing about which one matched.
+        let mut matches = Choice::from(0);
+        for secret in secrets.iter().map(ExposeSecret::expose_secret) {
+            if secret.trim().is_empty() {
+                continue;
+            }
+            let expected = expected(secret, self.time, body);
+            for given in &self.signatures {
+                matches |= expected.as_bytes().ct_eq(given.as_bytes());
+            }
+        }
+        if !bool::from(matches) {
+            return Err(SignatureError::Mismatch);
+        }
+        if now.ms().abs_diff(self.signed_at.ms()) > TOLERANCE_MS {
+            return Err(SignatureError::Stale);
+        }
+        Ok(())
     }
 }
 
@@ -121,6 +125,15 @@ mod tests {
 
     fn header(secret: &str, seconds: i64, body: &[u8]) -> String {
         sign(&SecretString::from(secret), body, Timestamp::from_seconds(seconds))
+    }
+
+    fn verify(
+        header: Option<&str>,
+        body: &[u8],
+        secrets: &[SecretString],
+        now: Timestamp,
+    ) -> Result<(), SignatureError> {
+        Claim::parse(header)?.verify(body, secrets, now)
     }
 
     fn check(header: &str, secrets_in_use: &[&str]) -> Result<(), SignatureError> {

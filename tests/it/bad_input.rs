@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::harness::postgres::TestDb;
-use crate::harness::sql::TABLES;
+use crate::harness::sql::{TABLES, rows};
 use crate::harness::world::{ADMIN_TOKEN, API_KEY, World, reply};
 
 /// One request and what must come back.
@@ -156,6 +156,9 @@ fn wrong_values(path: &str) -> Vec<Case> {
         "1.5",
         "-0",
         "0.999",
+        "1000000000.5",
+        "1e10",
+        "1e-1",
         "1000000001",
         "1000000000000",
         "9223372036854775808",
@@ -290,11 +293,49 @@ both_databases! {
         let mut cases = Vec::new();
         for path in ["/v1/check", "/v1/track"] {
             cases.push(case("POST", path, twice, 400, "malformed: customer_id"));
-            cases.push(case("POST", path, nested.as_str(), 400, "malformed: x"));
+            cases.push(case("POST", path, nested.as_str(), 400, "malformed: properties.deep.x"));
         }
+        let events = format!(r#"{{"events": [{}, {}, {twice}]}}"#, with("value", "1"), with("value", "2"));
+        cases.push(case("POST", "/v1/track/batch", events, 400, "malformed: events[2].customer_id"));
         let twice = r#"{"name": "a", "name": "b"}"#;
         cases.push(case("PUT", "/v1/customers/acme", twice, 400, "malformed: name"));
         assert_refused(&world, cases).await;
+    }
+
+    async fn what_is_no_run_at_all_is_told_its_place_in_the_batch(db: TestDb) {
+        let world = world(&db).await;
+        let body = json!({"events": [{"customer_id": "acme", "feature_id": "ai_runs"}, 7, "acme"]});
+        let told = world.call("POST", "/v1/track/batch", &body).await.ok();
+        let results = told["results"].as_array().unwrap();
+        assert_eq!((&results[0]["status"], &results[1]["status"]), (&json!(200), &json!(400)));
+        assert_eq!(results[1]["error"], json!({
+            "code": "malformed", "message": "events[1] must be a JSON object", "param": "events[1]"}));
+        assert_eq!(results[2]["error"]["param"], "events[2]");
+    }
+
+    async fn a_number_is_whole_however_it_is_written(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        for (value, usage) in [("1.0", 1), ("10e0", 11), ("0.5e1", 16), ("1E2", 116), ("4.000", 120)] {
+            let body = with("value", value);
+            let tracked = world.call_raw(API_KEY, "POST", "/v1/track", body.into_bytes()).await.ok();
+            assert_eq!(tracked["balance"]["usage"], usage, "{value}");
+        }
+        let body = with("properties", r#"{"input_tokens": 1e3, "output_tokens": 2.0}"#);
+        world.call_raw(API_KEY, "POST", "/v1/track", body.into_bytes()).await.ok();
+        let tokens = rows(&db.url, "SELECT input_tokens, output_tokens FROM usage_events WHERE input_tokens > 0").await;
+        assert_eq!(tokens, rows(&db.url, "SELECT 1000, 2").await);
+    }
+
+    async fn the_text_of_an_escape_is_no_nul(db: TestDb) {
+        let world = world(&db).await;
+        for note in [r"\u0000", r"C:\u0000 and \\u0000"] {
+            let body = json!({"customer_id": "acme", "feature_id": "ai_runs", "properties": {"note": note, "list": [note]}});
+            world.call("POST", "/v1/track", &body).await.ok();
+        }
+        let cases = [r#"{"a": [{"b": "x\u0000"}]}"#, r#"{"a": {"\u0000": 1}}"#, r#"{"a": "\\\u0000"}"#]
+            .map(|properties| case("POST", "/v1/track", with("properties", properties), 422, "invalid_value: properties"));
+        assert_refused(&world, cases.into()).await;
     }
 
     async fn a_wrong_type_or_value_names_its_field(db: TestDb) {

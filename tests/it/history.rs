@@ -1,11 +1,15 @@
 //! What a customer has used, by day, by hour and by whom.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tollgate::clock::Timestamp;
 
 use crate::harness::postgres::TestDb;
-use crate::harness::world::{ADMIN_TOKEN, Reply, World};
+use crate::harness::world::{ADMIN_TOKEN, API_KEY, Reply, World, reply};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -25,6 +29,46 @@ fn used(usage: &Value) -> Vec<String> {
         format!("{} {} {}", bin["start"].as_str().unwrap_or_default(), bin["units"], bin["events"])
     });
     told.filter(|bin| !bin.ends_with(" 0 0")).collect()
+}
+
+/// Reads of history that are under way, each on a connection, and do not end before they are told to.
+struct LongReads {
+    go_on: Vec<mpsc::Sender<()>>,
+    reads: Vec<JoinHandle<()>>,
+}
+
+impl LongReads {
+    /// Begins so many; as many as find a connection are under way when this returns.
+    async fn begin(world: &World, count: usize) -> Self {
+        let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+        let mut all = Self { go_on: Vec::new(), reads: Vec::new() };
+        for _ in 0..count {
+            let (go_on, wait) = mpsc::channel::<()>();
+            let (store, begun, runtime) =
+                (world.app().store.clone(), begun.clone(), Handle::current());
+            let (from, to) = (Timestamp::from_ms(0), world.now().plus(HOUR));
+            all.reads.push(tokio::task::spawn_blocking(move || {
+                let feature = "ai_runs".parse().unwrap();
+                // Those that find no connection are told so, which is as it should be.
+                let _ = runtime.block_on(store.each_recorded_run(&feature, from, to, |_| {
+                    let _ = begun.send(());
+                    let _ = wait.recv();
+                }));
+            }));
+            all.go_on.push(go_on);
+        }
+        for _ in 0..2 {
+            has_begun.recv().await.expect("two long reads at least are under way");
+        }
+        all
+    }
+
+    async fn end(self) {
+        drop(self.go_on);
+        for read in self.reads {
+            read.await.unwrap();
+        }
+    }
 }
 
 /// Three days of two people and a cron job.
@@ -89,6 +133,39 @@ both_databases! {
         let usage = ask(&world, "feature_id=ai_runs").await.ok();
         assert_eq!((&usage["total"], &usage["events"]), (&json!(197), &json!(2)));
         assert_eq!(usage["entities"][1], json!({"entity_id": "jo", "units": 7, "events": 1}));
+    }
+
+    async fn usage_of_the_current_period_is_what_its_counter_says(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        world.advance_to("2026-11-30T23:50:00Z").await;
+        let held = world.reserve("acme", 4, 7200).await;
+        world.advance_to("2026-12-01T00:10:00Z").await;
+        world.runs("acme", 2).await;
+        // Within half an hour of the period's end a run is counted where its units were held.
+        world.commit(&held, &Value::Null).await.ok();
+        let usage = ask(&world, "feature_id=ai_runs").await.ok();
+        assert_eq!((&usage["total"], &usage["from"]), (&json!(world.usage("acme").await), &json!("2026-12-01T00:00:00Z")));
+        let by_time = "feature_id=ai_runs&from=2026-12-01T00:00:00Z&to=2027-01-01T00:00:00Z";
+        assert_eq!(ask(&world, by_time).await.ok()["total"], 6);
+        let bins = usage["bins"].as_array().unwrap();
+        let in_bins: i64 = bins.iter().map(|bin| bin["units"].as_i64().unwrap()).sum();
+        assert_eq!(usage["total"], in_bins);
+    }
+
+    async fn long_reads_that_take_for_ever_stop_no_checks(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        run_by(&world, None, 1).await;
+        let reads = LongReads::begin(&world, 20).await;
+        let refused = world.http.get(world.url("/v1/customers/acme/usage?feature_id=ai_runs"));
+        let refused = refused.bearer_auth(API_KEY).send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+        assert_eq!(reply(refused).await.error(), "overloaded");
+        assert_eq!(world.check("acme").await["allowed"], true);
+        assert_eq!(world.call("GET", "/v1/customers/acme", &Value::Null).await.status, 200);
+        reads.end().await;
+        assert_eq!(ask(&world, "feature_id=ai_runs").await.ok()["total"], 1);
     }
 
     async fn what_retention_has_removed_is_gone_with_key_or_without(db: TestDb) {

@@ -13,6 +13,7 @@ mod doctor;
 mod gate;
 mod history;
 mod inbox;
+mod large_bodies;
 mod live;
 mod logs;
 mod mail;

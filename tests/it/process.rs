@@ -11,8 +11,8 @@ use tollgate::entropy::Entropy;
 
 use crate::harness::load::{PLANS, Product};
 use crate::harness::postgres::TestDb;
-use crate::harness::process::{Machine, wait_for};
-use crate::harness::world::API_KEY;
+use crate::harness::process::{Machine, Process, wait_for};
+use crate::harness::world::{API_KEY, WEBHOOK_SECRET};
 
 /// How often a daemon is killed and started again, per database.
 const ROUNDS: usize = 8;
@@ -167,4 +167,35 @@ async fn robbed_of_its_connections_it_recovers_unrestarted() {
     let finished = daemon.stop().await;
     product.agrees_with_database(&db.url).await;
     assert!(!finished.stderr.contains("panic"), "{}", finished.stderr);
+}
+
+/// How much memory the process has had at most, in KiB.
+fn peak_kib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let (_, rest) = status.split_once("VmHWM:").expect("Linux says it");
+    rest.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_that_never_end_do_not_fill_the_memory() {
+    let db = TestDb::sqlite();
+    let mut machine = machine(&db);
+    machine.set("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET);
+    let daemon = machine.serve().await;
+    Product::default().signs_up(&daemon.api).await;
+    let before = peak_kib(&daemon.process);
+    let head = "POST /webhooks/stripe HTTP/1.1\r\nhost: x\r\nstripe-signature: t=1,v1=ab\r\n\
+                content-length: 1048576\r\n\r\n";
+    let mut callers = Vec::new();
+    for _ in 0..250 {
+        let mut stream = TcpStream::connect(&daemon.api.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; (1 << 20) - 10]).await.unwrap();
+        callers.push(stream);
+    }
+    let check = json!({"customer_id": "ann", "feature_id": "ai_runs"});
+    daemon.api.ok("POST", "/v1/check", &check).await;
+    let grown = peak_kib(&daemon.process) - before;
+    assert!(grown < 128 << 10, "250 callers with 1 MiB each: {grown} KiB more");
 }

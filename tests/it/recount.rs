@@ -137,6 +137,15 @@ both_databases! {
         assert_eq!(rows(&db.url, "SELECT * FROM usage_counters").await, before);
     }
 
+    async fn nobody_is_not_proven(db: TestDb) {
+        let world = start(&db).await;
+        world.customer("acme").await;
+        let found = recount(&db, &["--customer", "nobody"]).await;
+        assert_eq!((found.code, found.stdout.as_str()), (Some(1), ""), "{found:?}");
+        assert!(found.stderr.contains("nobody cannot be recounted: there is no such customer"), "{found:?}");
+        assert_eq!(recount(&db, &["--customer", "acme"]).await.code, Some(0), "without a row yet");
+    }
+
     async fn what_cannot_be_repaired_says_why_and_the_rest_is(db: TestDb) {
         let mut world = start(&db).await;
         busy(&world, "acme").await;

@@ -101,7 +101,7 @@ both_databases! {
             Some(sign("", now, body.as_bytes())),
             Some(sign(" ", now, body.as_bytes())),
             Some(sign("whsec_", now, body.as_bytes())),
-            Some(format!("t={t},v1={}", good.repeat(500))),
+            Some(format!("t={t},v1={}", good.repeat(200))),
         ];
         for header in headers {
             let reply = world.post_webhook(header.as_deref(), body.as_str()).await;

@@ -139,6 +139,10 @@ impl Process {
         assert!(status.success(), "the signal {name} is not sent: {status}");
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }

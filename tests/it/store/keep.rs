@@ -1,7 +1,7 @@
 //! What is kept: forgetting history bit by bit, and rebuilding counters from their parts.
 
 use tollgate::domain::recount::{Parts, Stored};
-use tollgate::store::history::Span;
+use tollgate::store::history::{Span, Which};
 use tollgate::store::recount::{Recounted, RecountedCounter};
 use tollgate::store::retention::Pruned;
 
@@ -58,10 +58,17 @@ both_databases! {
         put(&store, &[own("evt_1", 1), late], used(3)).await;
         let feature = "ai_runs".parse().unwrap();
         let span = Span { from: november().start, to: november().end, bin_ms: 86_400_000 };
-        let found = store.history(&acme(), &feature, span, 9).await.unwrap();
+        let found = store.history(&acme(), &feature, Which::Recorded, span, 9).await.unwrap();
         let told: Vec<_> = found.iter().map(|used| (used.bin, used.units, used.events)).collect();
         let day = november().start.ms() / 86_400_000;
         assert_eq!(told, [(day, 1, 1), (day + 1, 2, 1)]);
+        // Of a period that ended before the second run, all that is counted in it is in its bins.
+        let which = Which::CountedIn { series: counter_key().series };
+        let cut = Span { to: now(), ..span };
+        let counted = store.history(&acme(), &feature, which, cut, 9).await.unwrap();
+        assert_eq!(counted.iter().map(|used| (used.bin, used.units)).collect::<Vec<_>>(), [(day, 3)]);
+        let other = Which::CountedIn { series: counter_key().series + 1 };
+        assert_eq!(store.history(&acme(), &feature, other, span, 9).await.unwrap(), []);
         assert!(found.iter().all(|used| used.entity_id.as_ref().is_some_and(|id| id.as_str() == "jo")));
     }
 
