@@ -110,7 +110,8 @@ pub async fn track_batch(
         })?;
     let requests: Vec<_> =
         events.into_iter().map(|event| Fields::of(event).and_then(tracked)).collect();
-    let mut answers = daemon.gate.ask_all(requests.iter().flatten().cloned()).await.into_iter();
+    let asked = daemon.gate.ask_all(requests.iter().flatten().cloned().collect()).await?;
+    let mut answers = asked.into_iter();
     let results = requests.into_iter().map(|request| {
         let answer = match request {
             Ok(_) => answers.next().expect("each request has an answer").map_err(ApiError::from),

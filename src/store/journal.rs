@@ -14,9 +14,9 @@ use super::events::NewEvent;
 use crate::clock::Timestamp;
 use crate::domain::ids::{CustomerId, FeatureId};
 
-/// How long the database is taken to be away after it has failed, unless it answers before: to ask
-/// it in vain takes longer than a caller should have to wait.
-const LASTS: Duration = Duration::from_secs(10);
+/// How long after one look at a database that was away the next may be taken: to ask it in vain
+/// takes longer than a caller should have to wait.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many customers' last answers are kept per generation: some 20 MB at most.
 const GENERATION: usize = 20_000;
 
@@ -25,8 +25,9 @@ pub struct Outages {
     path: PathBuf,
     /// Whoever counts the journal does so alone.
     pub counting: tokio::sync::Mutex<()>,
-    /// Until when the database is taken to be away, in ms since the epoch; 0 when it answers.
-    away_until_ms: AtomicI64,
+    /// When somebody may next look whether the database is back, in ms since the epoch; 0 while it
+    /// answers.
+    next_look_at_ms: AtomicI64,
     state: Mutex<State>,
 }
 
@@ -58,30 +59,44 @@ impl Outages {
             }
             state.lock = Some(lock).filter(|_| !state.entries.is_empty());
         }
-        let away_until_ms = AtomicI64::new(0);
+        let next_look_at_ms = AtomicI64::new(0);
         Ok(Self {
             path,
             counting: tokio::sync::Mutex::default(),
-            away_until_ms,
+            next_look_at_ms,
             state: state.into(),
         })
     }
 
-    /// The database has failed.
+    /// The database has failed. If it answered until now somebody may look again at once: it may
+    /// have been one connection.
     pub fn began(&self, now: Timestamp) {
-        self.away_until_ms.store(now.plus(LASTS).ms(), Ordering::Relaxed);
+        let next = &self.next_look_at_ms;
+        if next.compare_exchange(0, now.ms(), Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            next.store(now.plus(LOOK_EVERY).ms(), Ordering::Relaxed);
+        }
     }
 
     /// The database answers.
     pub fn ended(&self) {
-        if self.away_until_ms.load(Ordering::Relaxed) != 0 {
-            self.away_until_ms.store(0, Ordering::Relaxed);
+        if self.lasts() {
+            self.next_look_at_ms.store(0, Ordering::Relaxed);
         }
     }
 
     /// Whether the database is taken to be away.
-    pub fn lasts_at(&self, now: Timestamp) -> bool {
-        now.ms() < self.away_until_ms.load(Ordering::Relaxed)
+    pub fn lasts(&self) -> bool {
+        self.next_look_at_ms.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the caller is the one to look whether the database is back; of all who ask, one is
+    /// told so every [`LOOK_EVERY`].
+    pub fn may_look_at(&self, now: Timestamp) -> bool {
+        let (next, due) = (&self.next_look_at_ms, self.next_look_at_ms.load(Ordering::Relaxed));
+        let after = now.plus(LOOK_EVERY).ms();
+        due != 0
+            && now.ms() >= due
+            && next.compare_exchange(due, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
