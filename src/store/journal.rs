@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::events::NewEvent;
 use crate::clock::Timestamp;
+use crate::domain::answer::Facts;
 use crate::domain::ids::{CustomerId, FeatureId};
 
 /// How long after one look at a database that was away the next may be taken: to ask it in vain
@@ -188,13 +189,16 @@ impl Outages {
     }
 
     /// Forgets the first `count` entries, which have been counted: the file ends with the last.
-    /// Should the process die before, they are found counted already.
+    /// Should the process die before, they are found counted already. From now on they are in what
+    /// is known of their customers, or the next outage would let the same units through again.
     pub fn counted(&self, count: usize) -> io::Result<()> {
         let mut state = self.state();
         let rest = state.entries[count.min(state.entries.len())..].to_vec();
         // What cannot be written is still in the old file, and still here.
         rewrite(&self.path, &rest)?;
-        state.entries.clear();
+        for NewEvent { facts, .. } in std::mem::take(&mut state.entries).into_iter().take(count) {
+            state.know(facts);
+        }
         state.by_key.clear();
         state.drawn.clear();
         state.lock.take_if(|_| rest.is_empty());
@@ -206,6 +210,13 @@ impl Outages {
 }
 
 impl State {
+    fn know(&mut self, counted: Facts) {
+        let key = (counted.customer_id, counted.feature_id);
+        if let Some(known) = self.young.get_mut(&key).or_else(|| self.old.get_mut(&key)) {
+            known.facts.usage = known.facts.usage.saturating_add(counted.counted);
+        }
+    }
+
     fn add(&mut self, entry: NewEvent) {
         let facts = &entry.facts;
         let key = (facts.customer_id.clone(), facts.feature_id.clone());
@@ -310,7 +321,7 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::answer::{Facts, Remark};
+    use crate::domain::answer::Remark;
     use crate::domain::decision::{Intent, Reason};
     use crate::domain::period::BillingPeriod;
     use crate::domain::run::RunFacts;

@@ -104,6 +104,19 @@ both_databases! {
         assert_eq!(world.check("acme").await["allowed"], false);
     }
 
+    async fn nor_are_two_outages_in_a_row(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 199).await;
+        for (key, status) in [("a", 200), ("b", 503)] {
+            outage(&db).await;
+            assert_eq!(run(&world, key).await.status, status);
+            back(&db).await;
+            world.run_job(Job::CountJournal).await;
+        }
+        assert_eq!(world.usage("acme").await, 200);
+    }
+
     async fn a_journal_outlives_the_process_and_a_line_cut_short_was_never_answered(db: TestDb) {
         let mut world = World::with_plans(&db, &lenient()).await;
         world.customer("acme").await;
