@@ -70,16 +70,16 @@ pub(super) fn refuse_all(
     requests: usize,
 ) -> Vec<Result<Decided, GateError>> {
     tracing::error!(%error, requests, "the gate cannot count");
-    (0..requests).map(|_| Err(refusal(app, error))).collect()
-}
-
-/// A row that cannot be read is no outage.
-fn refusal(app: &App, error: &StoreError) -> GateError {
-    if !error.is_outage() {
-        return GateError::Unavailable(None);
+    // A row that cannot be read is no outage; and a database that only asks for the same once more
+    // is not away for everybody else.
+    if error.is_outage() && !error.asks_for_retry() {
+        app.outages.began(app.clock.now());
     }
-    app.outages.began(app.clock.now());
-    GateError::NotTaken
+    let refusal = || match error.is_outage() {
+        true => GateError::NotTaken,
+        false => GateError::Unavailable(None),
+    };
+    (0..requests).map(|_| Err(refusal())).collect()
 }
 
 async fn try_once(

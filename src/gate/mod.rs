@@ -27,7 +27,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -49,6 +49,9 @@ pub use request::{Request, RequestKey, Said, Settlement};
 
 /// How many requests may wait for one writer.
 const QUEUE: usize = 4096;
+/// How many batches of callers may be in the queues at once. At a thousand runs each they leave half
+/// of the shortest to those who ask for one.
+const BATCHES: usize = 2;
 /// How long a caller waits for its answer. A database that does not answer at all must not hold
 /// everyone for as long as its connection takes to die.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -104,6 +107,8 @@ struct Waiting {
 pub struct Gate {
     app: App,
     queues: Arc<[mpsc::Sender<Waiting>]>,
+    /// The turns of callers' batches.
+    batches: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -118,7 +123,7 @@ impl Gate {
         let queues = app.store.lines().iter().map(start).collect();
         tasks.close();
         let all = tokio::spawn(async move { tasks.wait().await });
-        (Self { app, queues }, all)
+        (Self { app, queues, batches: Arc::new(Semaphore::new(BATCHES)) }, all)
     }
 
     /// Decides, counts if so asked, and words the answer.
@@ -127,14 +132,12 @@ impl Gate {
         if let Some(answered) = outage::answered(&self.app, &request) {
             return self.word(answered?).await;
         }
-        if self.app.outages.lasts_at(self.app.clock.now())
-            && let Some(decided) = outage::stand_in(&self.app, &request).await
-        {
-            return self.word(decided).await;
-        }
-        outage::catch_up(&self.app, &request).await;
+        outage::look_again(&self.app).await;
         let request = Arc::new(request);
-        let decision = self.decide(&request).await;
+        let decision = match outage::catch_up(&self.app, &request).await {
+            Ok(()) => self.decide(&request).await,
+            Err(away) => Err(away),
+        };
         self.conclude(decision, &request).await
     }
 
@@ -166,6 +169,11 @@ impl Gate {
             match look_to_its_end(&self.app, request).await {
                 // Whoever is not known yet is made known by the writer.
                 Err(GateError::UnknownCustomer) if request.customer_data.is_some() => {}
+                Err(GateError::Unavailable(Some(error))) if error.is_outage() => {
+                    // The writer finds out whether the database is away or its readers are busy.
+                    let _ = self.enqueue(Ask::Run(request.clone()));
+                    return Err(error.into());
+                }
                 looked => return looked,
             }
         }
@@ -173,21 +181,37 @@ impl Gate {
     }
 
     /// Counts many runs, in their order, and answers each by itself.
+    ///
+    /// # Errors
+    /// [`GateError::Overloaded`] when others' batches leave it no turn: then nothing was counted.
     pub async fn ask_all(
         &self,
-        requests: impl Iterator<Item = Request>,
-    ) -> Vec<Result<Answer, GateError>> {
-        let mut queued = Vec::new();
+        requests: Vec<Request>,
+    ) -> Result<Vec<Result<Answer, GateError>>, GateError> {
+        let turn = tokio::time::timeout(PATIENCE, self.batches.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(GateError::Overloaded) };
+        let gate = self.clone();
+        // A caller that hangs up leaves its runs in the queue, so its turn must not end before.
+        let asked = tokio::spawn(async move {
+            let answers = gate.ask_each(requests).await;
+            drop(turn);
+            answers
+        });
+        asked.await.map_err(|_| GateError::Unavailable(None))
+    }
+
+    async fn ask_each(&self, requests: Vec<Request>) -> Vec<Result<Answer, GateError>> {
+        outage::look_again(&self.app).await;
+        let mut queued = Vec::with_capacity(requests.len());
         for mut request in requests {
             self.name(&mut request);
-            let answered = outage::answered(&self.app, &request);
-            if answered.is_none() {
-                outage::catch_up(&self.app, &request).await;
-            }
             let request = Arc::new(request);
-            let waiting = match answered {
+            let waiting = match outage::answered(&self.app, &request) {
                 Some(answered) => Ok(already(answered)),
-                None => self.enqueue(Ask::Run(request.clone())),
+                None => match outage::catch_up(&self.app, &request).await {
+                    Ok(()) => self.enqueue(Ask::Run(request.clone())),
+                    Err(away) => Err(away),
+                },
             };
             queued.push((waiting, request));
         }
@@ -200,7 +224,7 @@ impl Gate {
                     decided = decided(answer) => decided,
                     () = &mut patience => Err(GateError::Unavailable(None)),
                 },
-                Err(full) => Err(full),
+                Err(not_queued) => Err(not_queued),
             };
             answers.push(self.conclude(decision, &request).await);
         }
@@ -209,6 +233,7 @@ impl Gate {
 
     /// Ends a reservation: counts what its run took, or gives the units back.
     pub async fn settle(&self, settlement: Settlement) -> Result<Answer, GateError> {
+        outage::look_again(&self.app).await;
         let decided = self.queue(Ask::Settle(settlement)).await?;
         self.word(decided).await
     }

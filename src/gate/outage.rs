@@ -5,11 +5,17 @@
 //! what it had left when it was last seen. Each such run is written to a journal and synced before
 //! its answer, and counted once when the database is back, in the period it was answered in.
 //!
+//! To ask a database that is away takes long, so one caller at a time does, for all. Everybody else
+//! is answered at once from what is known, also who was waiting for a writer when it was found out.
+//! A writer turns its queue away untried then, so that nothing which is written down here can be
+//! counted from there as well.
+//!
 //! Whether the database had taken a run before it failed may not be known; so what is counted from
 //! the journal is looked up first, like any request that comes twice.
 
 use std::collections::HashSet;
 use std::io;
+use std::time::Duration;
 
 use super::batch;
 use super::books::Books;
@@ -28,6 +34,10 @@ use crate::store::events::{EventKey, NewEvent};
 
 /// How many journalled runs are counted in one transaction.
 const AT_ONCE: usize = 500;
+/// How long whoever looks whether the database is back waits to see it.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a run waits until the journal, which names its customer, is counted.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Keeps what was just decided, where a customer's plan will want to know it in an outage.
 pub(super) fn remember_all(
@@ -135,12 +145,57 @@ pub(super) fn answered(app: &App, request: &Request) -> Option<Result<Decided, G
     })
 }
 
+/// While an outage lasts, lets one caller now and then see whether it is over; if it is, what the
+/// journal holds is counted before anything else.
+pub async fn look_again(app: &App) {
+    if !app.outages.may_look_at(app.clock.now()) {
+        return;
+    }
+    let app = app.clone();
+    // It goes on when the caller does not wait for it any more.
+    let look = tokio::spawn(async move {
+        // Whoever counts the journal is looking already.
+        let Ok(_alone) = app.outages.counting.try_lock() else { return };
+        // Should it fail, the outage lasts: nothing more is to be known of it.
+        let _ = match app.outages.is_empty() {
+            true => count(&app, &[]).await,
+            false => count_waiting(&app).await.map(|_| ()),
+        };
+    });
+    let _ = tokio::time::timeout(LOOK, look).await;
+}
+
 /// Counts the journal before a customer that it names is decided on again.
-pub(super) async fn catch_up(app: &App, request: &Request) {
+///
+/// # Errors
+/// [`GateError::NotTaken`] while the database is away, or the journal not counted: then the run is
+/// not to be tried.
+pub(super) async fn catch_up(app: &App, request: &Request) -> Result<(), GateError> {
+    if app.outages.lasts() {
+        return Err(GateError::NotTaken);
+    }
     let subject = (request.customer_id.clone(), request.feature_id.clone());
-    if !app.outages.is_empty() && app.outages.drawn(&subject) > 0 {
-        // If it cannot be counted yet, neither can this run.
-        let _ = count_journal(app).await;
+    if app.outages.is_empty() || app.outages.drawn(&subject) == 0 {
+        return Ok(());
+    }
+    let task = app.clone();
+    // A caller that hangs up must not leave a transaction half-way.
+    let counted = tokio::spawn(async move {
+        let _alone = task.outages.counting.lock().await;
+        // Whoever was here before may have found that the database is away again.
+        match task.outages.lasts() {
+            true => Err(GateError::NotTaken),
+            false => count_waiting(&task).await,
+        }
+    });
+    match tokio::time::timeout(CATCH_UP, counted).await {
+        Err(_) => {
+            app.outages.began(app.clock.now());
+            Err(GateError::NotTaken)
+        }
+        Ok(Ok(Err(GateError::NotTaken))) => Err(GateError::NotTaken),
+        // What else can go wrong is with the file, and no reason to keep anybody out.
+        Ok(_) => Ok(()),
     }
 }
 
@@ -218,6 +273,11 @@ fn may_run(reason: Reason) -> bool {
 /// Counts what the journal holds; answers how many runs that were.
 pub async fn count_journal(app: &App) -> Result<usize, GateError> {
     let _alone = app.outages.counting.lock().await;
+    count_waiting(app).await
+}
+
+/// The same for whoever does so alone.
+async fn count_waiting(app: &App) -> Result<usize, GateError> {
     let waiting = app.outages.waiting();
     let mut at_once = AT_ONCE;
     let mut counted = 0;

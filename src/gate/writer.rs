@@ -156,6 +156,9 @@ impl Writer {
 
     /// Sends the next batch on its way.
     async fn launch(&mut self) {
+        if self.app.outages.lasts() {
+            return self.turn_away();
+        }
         let Next { asks, replies, ahead, results } = std::mem::take(&mut self.next);
         self.last = asks.len();
         metrics::histogram!("tollgate_gate_batch_size").record(asks.len() as f64);
@@ -167,6 +170,15 @@ impl Writer {
         self.batch.books.age();
         let task = tokio::spawn(fly(self.app.clone(), self.line.clone(), writes, asks));
         self.flight = Some(Flight { task, replies, results, decided_at });
+    }
+
+    /// Answers, while the database is away, that nothing was tried. To try takes so long that all
+    /// who wait would give up one after another, not knowing whether they were counted.
+    fn turn_away(&mut self) {
+        self.throw_all_back();
+        let replies = std::mem::take(&mut self.next).replies;
+        let results = replies.iter().map(|_| Err(GateError::NotTaken)).collect();
+        answer(replies, results);
     }
 
     /// Decides in a transaction.

@@ -108,7 +108,8 @@ pub async fn track_batch(
         .enumerate()
         .map(|(place, event)| Fields::event(event, place).and_then(tracked))
         .collect();
-    let mut answers = daemon.gate.ask_all(requests.iter().flatten().cloned()).await.into_iter();
+    let asked = daemon.gate.ask_all(requests.iter().flatten().cloned().collect()).await?;
+    let mut answers = asked.into_iter();
     let results = requests.into_iter().map(|request| {
         let answer = match request {
             Ok(_) => answers.next().expect("each request has an answer").map_err(ApiError::from),

@@ -22,6 +22,7 @@ use super::Daemon;
 use super::error::ApiError;
 use crate::app::Credentials;
 use crate::clock::Timestamp;
+use crate::gate::outage;
 
 /// A revoked key may still be let in for this long.
 const REMEMBER_KEY: Duration = Duration::from_secs(5);
@@ -99,6 +100,12 @@ impl KeyRing {
 
     async fn look_up(&self, daemon: &Daemon, hash: String) -> Result<Known, ApiError> {
         let was_good = self.was_good(&hash);
+        outage::look_again(&daemon.app).await;
+        if daemon.app.outages.lasts() {
+            // To ask would take long, one after another, and be in vain.
+            let away = "the database cannot answer";
+            return was_good.ok_or_else(|| ApiError::unavailable("unavailable", away));
+        }
         let line = if was_good.is_some() { &self.acquaintances } else { &self.strangers };
         let _turn = line.acquire().await;
         if let Some(known) = self.recall(&hash, daemon.app.clock.now()) {

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use super::events::NewEvent;
 use crate::clock::Timestamp;
+use crate::domain::answer::Facts;
 use crate::domain::ids::{CustomerId, FeatureId};
 
-/// How long the database is taken to be away after it has failed, unless it answers before: to ask
-/// it in vain takes longer than a caller should have to wait.
-const LASTS: Duration = Duration::from_secs(10);
+/// How long after one look at a database that was away the next may be taken: to ask it in vain
+/// takes longer than a caller should have to wait.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many customers' last answers are kept per generation: some 20 MB at most.
 const GENERATION: usize = 20_000;
 
@@ -25,8 +26,9 @@ pub struct Outages {
     path: PathBuf,
     /// Whoever counts the journal does so alone.
     pub counting: tokio::sync::Mutex<()>,
-    /// Until when the database is taken to be away, in ms since the epoch; 0 when it answers.
-    away_until_ms: AtomicI64,
+    /// When somebody may next look whether the database is back, in ms since the epoch; 0 while it
+    /// answers.
+    next_look_at_ms: AtomicI64,
     state: Mutex<State>,
 }
 
@@ -58,30 +60,44 @@ impl Outages {
             }
             state.lock = Some(lock).filter(|_| !state.entries.is_empty());
         }
-        let away_until_ms = AtomicI64::new(0);
+        let next_look_at_ms = AtomicI64::new(0);
         Ok(Self {
             path,
             counting: tokio::sync::Mutex::default(),
-            away_until_ms,
+            next_look_at_ms,
             state: state.into(),
         })
     }
 
-    /// The database has failed.
+    /// The database has failed. If it answered until now somebody may look again at once: it may
+    /// have been one connection.
     pub fn began(&self, now: Timestamp) {
-        self.away_until_ms.store(now.plus(LASTS).ms(), Ordering::Relaxed);
+        let next = &self.next_look_at_ms;
+        if next.compare_exchange(0, now.ms(), Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            next.store(now.plus(LOOK_EVERY).ms(), Ordering::Relaxed);
+        }
     }
 
     /// The database answers.
     pub fn ended(&self) {
-        if self.away_until_ms.load(Ordering::Relaxed) != 0 {
-            self.away_until_ms.store(0, Ordering::Relaxed);
+        if self.lasts() {
+            self.next_look_at_ms.store(0, Ordering::Relaxed);
         }
     }
 
     /// Whether the database is taken to be away.
-    pub fn lasts_at(&self, now: Timestamp) -> bool {
-        now.ms() < self.away_until_ms.load(Ordering::Relaxed)
+    pub fn lasts(&self) -> bool {
+        self.next_look_at_ms.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the caller is the one to look whether the database is back; of all who ask, one is
+    /// told so every [`LOOK_EVERY`].
+    pub fn may_look_at(&self, now: Timestamp) -> bool {
+        let (next, due) = (&self.next_look_at_ms, self.next_look_at_ms.load(Ordering::Relaxed));
+        let after = now.plus(LOOK_EVERY).ms();
+        due != 0
+            && now.ms() >= due
+            && next.compare_exchange(due, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,13 +189,16 @@ impl Outages {
     }
 
     /// Forgets the first `count` entries, which have been counted: the file ends with the last.
-    /// Should the process die before, they are found counted already.
+    /// Should the process die before, they are found counted already. From now on they are in what
+    /// is known of their customers, or the next outage would let the same units through again.
     pub fn counted(&self, count: usize) -> io::Result<()> {
         let mut state = self.state();
         let rest = state.entries[count.min(state.entries.len())..].to_vec();
         // What cannot be written is still in the old file, and still here.
         rewrite(&self.path, &rest)?;
-        state.entries.clear();
+        for NewEvent { facts, .. } in std::mem::take(&mut state.entries).into_iter().take(count) {
+            state.know(facts);
+        }
         state.by_key.clear();
         state.drawn.clear();
         state.lock.take_if(|_| rest.is_empty());
@@ -191,6 +210,13 @@ impl Outages {
 }
 
 impl State {
+    fn know(&mut self, counted: Facts) {
+        let key = (counted.customer_id, counted.feature_id);
+        if let Some(known) = self.young.get_mut(&key).or_else(|| self.old.get_mut(&key)) {
+            known.facts.usage = known.facts.usage.saturating_add(counted.counted);
+        }
+    }
+
     fn add(&mut self, entry: NewEvent) {
         let facts = &entry.facts;
         let key = (facts.customer_id.clone(), facts.feature_id.clone());
@@ -295,7 +321,7 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::answer::{Facts, Remark};
+    use crate::domain::answer::Remark;
     use crate::domain::decision::{Intent, Reason};
     use crate::domain::period::BillingPeriod;
     use crate::domain::run::RunFacts;

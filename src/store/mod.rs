@@ -110,7 +110,13 @@ impl StoreError {
 
     /// Whether the database itself is at fault, and not one row or one statement's content.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_)) && !self.is_duplicate()
+        match self {
+            Self::Unavailable(sqlx::Error::Database(error)) => {
+                !error.code().is_some_and(|code| is_of_content(&code))
+            }
+            Self::Unavailable(_) => true,
+            Self::Corrupt { .. } | Self::Conflict { .. } | Self::Unfit(_) => false,
+        }
     }
 
     /// Whether the row was changed by someone else since it was read.
@@ -126,6 +132,17 @@ impl StoreError {
     /// Whether a unique constraint refused the write.
     pub fn is_duplicate(&self) -> bool {
         matches!(self, Self::Unavailable(sqlx::Error::Database(error)) if error.is_unique_violation())
+    }
+}
+
+/// Whether an error's code says that what was to be written is at fault: PostgreSQL's classes 22
+/// (data) and 23 (constraints), whose codes have five places, or SQLite's TOOBIG, CONSTRAINT and
+/// MISMATCH, with which the low byte of its extended codes ends.
+fn is_of_content(code: &str) -> bool {
+    match code.parse::<u32>() {
+        _ if code.len() == 5 => code.starts_with("22") || code.starts_with("23"),
+        Ok(code) => matches!(code & 0xff, 18..=20),
+        Err(_) => false,
     }
 }
 
@@ -458,4 +475,32 @@ pub(crate) fn time(row: &AnyRow, column: &str) -> Result<Timestamp> {
 
 pub(crate) fn time_or_none(row: &AnyRow, column: &str) -> Result<Option<Timestamp>> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp::from_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_content;
+
+    #[test]
+    fn what_cannot_be_written_is_no_outage() {
+        for (code, said) in [
+            ("22021", "a character that PostgreSQL does not keep"),
+            ("23514", "a check"),
+            ("2067", "SQLite: a unique index"),
+            ("18", "SQLite: too big"),
+        ] {
+            assert!(is_of_content(code), "{said}");
+        }
+        for (code, said) in [
+            ("57P01", "PostgreSQL shuts down"),
+            ("53100", "its disk is full"),
+            ("25006", "it only reads"),
+            ("42P01", "a table is away"),
+            ("13", "SQLite's disk is full"),
+            ("778", "SQLite: a write to the disk failed"),
+            ("1", "SQLite: a table is away"),
+        ] {
+            assert!(!is_of_content(code), "{said}");
+        }
+    }
 }

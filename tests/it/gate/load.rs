@@ -11,6 +11,7 @@ use tollgate::gate::{Gate, GateError, Request, Said};
 use tollgate::http::error::ApiError;
 
 use super::*;
+use crate::harness::process::wait_for;
 
 const CALLERS: usize = 64;
 
@@ -34,7 +35,7 @@ fn allowed(answers: &[Value]) -> usize {
     answers.iter().filter(|answer| answer["allowed"] == true).count()
 }
 
-fn consume(customer: &str) -> Request {
+pub fn consume(customer: &str) -> Request {
     Request {
         customer_id: customer.parse().unwrap(),
         feature_id: "ai_runs".parse().unwrap(),
@@ -146,6 +147,33 @@ both_databases! {
         let told = ApiError::from(GateError::Overloaded).into_response();
         assert_eq!(told.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(told.headers()[RETRY_AFTER], "1");
+        assert_books_balance(&db.url).await;
+    }
+
+    async fn batches_wait_their_turn_and_leave_room_for_single_runs(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let app = world.app().clone();
+        let (gate, _writer) = Gate::start(app.clone());
+        let mut held = app.store.begin().await.unwrap();
+        held.lock_customer(&"acme".parse().unwrap()).await.unwrap();
+        let batches: JoinSet<_> = (0..12).map(|_| {
+            let gate = gate.clone();
+            let thousand = vec![Request { intent: Intent::Record, ..consume("acme") }; 1000];
+            async move { gate.ask_all(thousand).await }
+        }).collect();
+        wait_for("two of them are in the queue", async || (gate.room() <= 4096 - 976).then_some(())).await;
+        assert!(gate.room() >= 4096 - 2000, "{}", gate.room());
+        let single = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.ask(consume("acme")).await }
+        });
+        drop(held);
+        single.await.unwrap().expect("there is room");
+        for answers in batches.join_all().await {
+            assert!(answers.expect("its turn came").iter().all(Result::is_ok));
+        }
+        assert!(world.usage("acme").await >= 12_000);
         assert_books_balance(&db.url).await;
     }
 
