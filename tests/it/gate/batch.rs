@@ -71,7 +71,7 @@ both_databases! {
             (200, "-", "-"),
             (422, "invalid_value", "value"),
             (404, "unknown_customer", "customer_id"),
-            (400, "malformed", "-"),
+            (400, "malformed", "events[3]"),
             (404, "unknown_feature", "feature_id"),
             (400, "malformed", "value"),
             (422, "unknown_field", "send_event"),
