@@ -15,8 +15,8 @@ use crate::store::{StoreError, Tx};
 /// How many windows one call closes; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 500;
 
-/// Closes windows whose end has passed; answers how many there were. One that cannot be closed stays
-/// open and keeps no other so.
+/// Closes windows whose end has passed; answers how many it has closed. One that cannot be stays open and
+/// keeps no other so.
 pub async fn close_due(app: &App) -> Result<usize, StoreError> {
     let mut closed = 0;
     for key in app.store.counters_to_close(app.clock.now(), AT_ONCE).await? {

@@ -1,8 +1,9 @@
 //! Notices: mails that are due, on their way or settled.
 
 use serde::{Serialize, Serializer};
-use sqlx::Row;
-use sqlx::any::AnyRow;
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, Row};
 use utoipa::ToSchema;
 
 use super::{Result, Store, StoreError, Tx, assembled, customers, time};
@@ -71,20 +72,7 @@ impl Store {
     /// Whether there is a later notice of the same threshold in the same period, which has not come
     /// to nothing.
     pub async fn is_told_anew(&self, notice: &Notice) -> Result<bool> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM notices WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
-             AND period_start_ms = $4 AND kind = $5 AND percent = $6 AND entitlement_version > $7 \
-             AND state NOT IN ('dropped', 'failed')",
-        )
-        .bind(notice.customer_id.as_str())
-        .bind(notice.feature_id.as_str())
-        .bind(notice.series)
-        .bind(notice.period.start.ms())
-        .bind(notice.kind.as_str())
-        .bind(mark_column(notice.mark))
-        .bind(notice.entitlement_version)
-        .fetch_one(&self.readers)
-        .await?;
+        let row = told(notice, notice.entitlement_version).fetch_one(&self.readers).await?;
         Ok(row.try_get::<i64, _>("n")? > 0)
     }
 
@@ -142,19 +130,7 @@ impl Tx {
 
     /// Whether the customer has been told of this threshold in this period before, or is about to be.
     pub async fn is_told(&mut self, notice: &Notice) -> Result<bool> {
-        let row = sqlx::query(
-            "SELECT COUNT(*) AS n FROM notices WHERE customer_id = $1 AND feature_id = $2 \
-             AND series = $3 AND period_start_ms = $4 AND kind = $5 AND percent = $6 \
-             AND state NOT IN ('dropped', 'failed')",
-        )
-        .bind(notice.customer_id.as_str())
-        .bind(notice.feature_id.as_str())
-        .bind(notice.series)
-        .bind(notice.period.start.ms())
-        .bind(notice.kind.as_str())
-        .bind(mark_column(notice.mark))
-        .fetch_one(self.connection())
-        .await?;
+        let row = told(notice, i64::MIN).fetch_one(self.connection()).await?;
         Ok(row.try_get::<i64, _>("n")? > 0)
     }
 
@@ -227,6 +203,23 @@ impl Tx {
         .await?;
         Ok(done.rows_affected())
     }
+}
+
+/// Counts the notices of the same threshold in the same period that are of a later entitlement version
+/// than this one and have not come to nothing.
+fn told(notice: &Notice, version: i64) -> Query<'_, Any, AnyArguments> {
+    sqlx::query(
+        "SELECT COUNT(*) AS n FROM notices WHERE customer_id = $1 AND feature_id = $2 AND series = $3 \
+         AND period_start_ms = $4 AND kind = $5 AND percent = $6 AND entitlement_version > $7 \
+         AND state NOT IN ('dropped', 'failed')",
+    )
+    .bind(notice.customer_id.as_str())
+    .bind(notice.feature_id.as_str())
+    .bind(notice.series)
+    .bind(notice.period.start.ms())
+    .bind(notice.kind.as_str())
+    .bind(mark_column(notice.mark))
+    .bind(version)
 }
 
 /// One column holds both kinds, so that one constraint keeps notices unique: percents as they
