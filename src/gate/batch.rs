@@ -13,7 +13,7 @@ use crate::domain::answer::{Facts, Particular, Remark};
 use crate::domain::cost::cost_of_run;
 use crate::domain::customer::Customer;
 use crate::domain::decision::{Crossing, Intent, Mark, crossing, decide, threshold};
-use crate::domain::ids::{CustomerId, FeatureId, ReservationId, derived_id};
+use crate::domain::ids::{CustomerId, FeatureId, ReservationId};
 use crate::domain::notice::{NoticeKind, NoticeState};
 use crate::domain::period::{BillingPeriod, REPORTABLE_FOR};
 use crate::domain::plan::Catalog;
@@ -25,8 +25,8 @@ use crate::store::notices::Notice;
 use crate::store::outbox::NewMeterEvent;
 use crate::store::quotas::NewDraw;
 use crate::store::reservations::Reservation;
-use crate::store::usage::{CounterKey, PeriodCounter};
-use crate::store::{Line, StoreError, Tx};
+use crate::store::usage::{CounterKey, PeriodCounter, Seen};
+use crate::store::{Line, Store, StoreError, Tx};
 
 /// How often a batch is tried when the database asks for it.
 const ATTEMPTS: u32 = 3;
@@ -90,18 +90,22 @@ async fn try_once(
 ) -> Result<(Timestamp, Vec<Result<Decided, GateError>>), StoreError> {
     let mut tx = app.store.begin_on(line).await?;
     let now = tx.now;
-    if books.is_kept() {
+    let alone = app.store.is_ours_alone();
+    if alone && books.is_kept() {
         let changed = tx.take_changed();
         outage::forget(app, changed.as_ref());
         books.forget(changed);
     }
-    let mut batch = Batch::new(app, books.lend());
+    let mut batch = Batch::new(app, if alone { books.lend() } else { books.blank() });
     batch.begin(now);
     batch.load(&mut tx, asks).await?;
     let results = asks.iter().map(|ask| batch.decide_on(ask)).collect();
     batch.close().put(&mut tx).await?;
     tx.commit().await?;
-    *books = batch.books;
+    match alone {
+        true => *books = batch.books,
+        false => books.take_over(batch.books),
+    }
     Ok((now, results))
 }
 
@@ -115,6 +119,9 @@ pub(super) struct Batch {
     pub remembered: HashMap<(CustomerId, String), Remembered>,
     pub reservations: HashMap<ReservationId, Reservation>,
     pub touched: HashSet<CounterKey>,
+    /// What was decided on, if others may have changed it by the time it is written: customers'
+    /// revisions, and counters as they were before this batch.
+    seen: Option<HashMap<CounterKey, (i64, Entry)>>,
     pub holds: HashSet<ReservationId>,
     events: Vec<NewEvent>,
     draws: Vec<NewDraw>,
@@ -126,6 +133,7 @@ pub(super) struct Batch {
 pub(super) struct Writes {
     /// The plans file that all of it was decided under.
     pub plan_version: i64,
+    seen: Vec<Seen>,
     events: Vec<NewEvent>,
     counters: Vec<PeriodCounter>,
     holds: Vec<Reservation>,
@@ -137,6 +145,10 @@ pub(super) struct Writes {
 impl Writes {
     async fn put(&self, tx: &mut Tx) -> Result<(), StoreError> {
         tx.put_runs(&self.events, &self.counters).await?;
+        self.put_the_rest(tx).await
+    }
+
+    async fn put_the_rest(&self, tx: &mut Tx) -> Result<(), StoreError> {
         tx.put_reservations(&self.holds).await?;
         tx.put_draws(&self.draws).await?;
         for notice in &self.notices {
@@ -148,18 +160,27 @@ impl Writes {
         Ok(())
     }
 
-    /// Writes all of it as the transaction that `tx` is yet to begin.
-    pub async fn commit(&self, mut tx: Tx) -> Result<(), StoreError> {
-        let only_runs = self.holds.is_empty()
+    /// Whether there is nothing to write but runs and their counters.
+    pub fn are_runs_alone(&self) -> bool {
+        self.holds.is_empty()
             && self.draws.is_empty()
             && self.notices.is_empty()
-            && self.meter_events.is_empty();
-        if only_runs {
-            return tx.commit_runs(&self.events, &self.counters).await;
+            && self.meter_events.is_empty()
+    }
+
+    /// Writes all of it as the transaction that `tx` is yet to begin on this line, if what it was
+    /// decided on still holds; answers whether it does.
+    pub async fn commit(&self, store: &Store, tx: Tx, line: &Line) -> Result<bool, StoreError> {
+        if self.are_runs_alone() {
+            return tx.commit_runs(&self.seen, &self.events, &self.counters).await;
         }
-        tx.begin().await?;
-        self.put(&mut tx).await?;
-        tx.commit().await
+        let mut tx = store.begin_held(tx, line).await?;
+        if !tx.put_runs_on(&self.seen, &self.events, &self.counters).await? {
+            return Ok(false);
+        }
+        self.put_the_rest(&mut tx).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 }
 
@@ -183,12 +204,19 @@ impl Batch {
             remembered: HashMap::new(),
             reservations: HashMap::new(),
             touched: HashSet::new(),
+            seen: None,
             holds: HashSet::new(),
             events: Vec::new(),
             draws: Vec::new(),
             notices: Vec::new(),
             meter_events: Vec::new(),
         }
+    }
+
+    /// The same for decisions ahead of the transaction that writes them.
+    pub fn ahead(app: &App, books: Books) -> Self {
+        let seen = (!app.store.is_ours_alone()).then(HashMap::new);
+        Self { seen, ..Self::new(app, books) }
     }
 
     /// What is decided from here on is decided at `now`.
@@ -201,7 +229,7 @@ impl Batch {
     pub fn close(&mut self) -> Writes {
         let books = &self.books;
         let counter = |key: CounterKey| {
-            let Entry { period_end, counter } = books.get(&key.customer_id)?.entry(&key)?;
+            let Entry { period_end, counter, .. } = books.get(&key.customer_id)?.entry(&key)?;
             Some((key.clone(), *period_end, counter.clone()))
         };
         let counters = self.touched.drain().filter_map(counter).collect();
@@ -209,8 +237,13 @@ impl Batch {
         let holds = self.holds.drain().filter_map(|id| reservations.get(&id)).cloned().collect();
         self.reservations.clear();
         self.remembered.clear();
+        let seen = self.seen.iter_mut().flat_map(HashMap::drain);
+        let mut seen: Vec<Seen> =
+            seen.map(|(key, (revision, e))| (revision, (key, e.period_end, e.counter))).collect();
+        seen.sort_unstable_by(|(_, (a, ..)), (_, (b, ..))| a.customer_id.cmp(&b.customer_id));
         Writes {
             plan_version: self.plan_version,
+            seen,
             events: std::mem::take(&mut self.events),
             counters,
             holds,
@@ -231,7 +264,9 @@ impl Batch {
         account.enter_period(now);
         let key = counter_key(&account.customer, &request.feature_id, account.period_at(now));
         let terms = account.customer.terms_version;
-        account.entry(&key).is_some()
+        // Only what has a row can be compared, and quotas have no revision of their own.
+        let comparable = |entry: &Entry| entry.has_row && !account.customer.has_quotas;
+        account.entry(&key).is_some_and(|entry| self.seen.is_none() || comparable(entry))
             && terms.is_none_or(|version| self.books.terms.contains_key(&version))
     }
 
@@ -244,16 +279,9 @@ impl Batch {
     }
 
     fn run(&mut self, request: &Request) -> Result<Decided, GateError> {
-        let event_key = match &request.key {
-            None => EventKey::Own(match &request.own_id {
-                Some(id) => id.clone(),
-                None => self.app.entropy.id("evt", self.now),
-            }),
-            Some(key) => EventKey::Request {
-                key: key.key.to_string(),
-                request_hash: key.request_hash.clone(),
-            },
-        };
+        let event_key = request
+            .event_key()
+            .unwrap_or_else(|| EventKey::Own(self.app.entropy.id("evt", self.now)));
         let Some(account) = self.books.get(&request.customer_id) else {
             // Who comes with data is still unknown only if the request was no reason to create it.
             let refusal = request.customer_data.as_ref().and(request.units(&self.catalog).err());
@@ -261,13 +289,19 @@ impl Batch {
         };
         let request_key = event_key.request_key();
         let known = self.remembered.get(&(request.customer_id.clone(), request_key.clone()));
-        if let (Some(known), Some(key)) = (known, &request.key) {
-            return match known.request_hash.as_ref() == Some(&key.request_hash) {
+        if let Some(known) = known {
+            return match known.request_hash.as_deref() == event_key.request_hash() {
                 true => Ok((known.facts.clone(), known.plan_version)),
                 false => Err(GateError::KeyReused),
             };
         }
         let (key, facts) = self.decide(request, account, &event_key)?;
+        if let Some(seen) = &mut self.seen
+            && let Some(entry) = account.entry(&key)
+        {
+            let revision = account.customer.revision;
+            seen.entry(key.clone()).or_insert_with(|| (revision, entry.clone()));
+        }
         let metered = self.apply(&key, &facts, &request_key, None);
         let entity_id = request.entity_id.as_ref().map(ToString::to_string);
         self.hold(&key, &facts, entity_id.as_deref());
@@ -354,7 +388,7 @@ impl Batch {
             reserved: reserved.saturating_add(verdict.held),
             period: stand.period,
             decided_at: self.now,
-            event_id: (verdict.counted > 0).then(|| event_id(event_key, customer_id)),
+            event_id: (verdict.counted > 0).then(|| event_key.event_id(customer_id)),
             hold: (verdict.held > 0).then(held),
             remark: Remark::None,
         };
@@ -394,7 +428,7 @@ impl Batch {
         let catalog = &self.catalog;
         let terms = terms.unwrap_or(catalog);
         let Some(entry) = account.entry(key).cloned() else { return false };
-        let Entry { period_end, mut counter } = entry;
+        let Entry { period_end, mut counter, .. } = entry;
         let before = counter.usage;
         counter.reserved += held.map_or(0, |hold| hold.units);
         if let Some(released) = released.filter(|released| released.counter == *key) {
@@ -436,7 +470,7 @@ impl Batch {
             }
             _ => false,
         };
-        account.put(key, Entry { period_end, counter });
+        account.put(key, Entry { period_end, counter, has_row: true });
         self.touched.insert(key.clone());
         metered
     }
@@ -523,13 +557,6 @@ pub(super) fn particular(
         enforcement: allowance.enforcement,
         threshold: threshold(&allowance, usage),
     })
-}
-
-pub(super) fn event_id(key: &EventKey, customer_id: &CustomerId) -> String {
-    match key {
-        EventKey::Own(id) => id.clone(),
-        keyed => derived_id("evt", customer_id, &keyed.request_key()),
-    }
 }
 
 /// The notice of a threshold that a customer has come to.

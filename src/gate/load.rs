@@ -124,8 +124,7 @@ impl Batch {
             .iter()
             .filter_map(|ask| match ask {
                 Ask::Run(request) => {
-                    let key = request.key.as_ref()?;
-                    Some((&request.customer_id, format!("k:{}", key.key)))
+                    Some((&request.customer_id, request.event_key()?.request_key()))
                 }
                 Ask::Journalled(event) => Some((&event.facts.customer_id, event.key.request_key())),
                 Ask::Settle(settlement) => {
@@ -192,16 +191,17 @@ impl Batch {
         }
         let keys: Vec<_> = wanted.keys().cloned().collect();
         let found = tx.counters(&keys).await?;
-        let zero = |(key, end)| (key, end, Counter::default());
+        let zero = |(key, end)| ((key, end, Counter::default()), false);
+        let found = found.into_iter().map(|counter| (counter, true));
         // What is found comes last, in place of the zero.
-        for (key, period_end, counter) in wanted.into_iter().map(zero).chain(found) {
+        for ((key, period_end, counter), has_row) in wanted.into_iter().map(zero).chain(found) {
             let now = self.now;
             if let Some(account) = self.books.get_mut(&key.customer_id) {
                 // Stripe may have moved the end of the period in force since it was written.
                 let current = account.period_at(now);
                 let is_current = counter_key(&account.customer, &key.feature_id, current) == key;
                 let period_end = if is_current { current.end } else { period_end };
-                account.put(&key, Entry { period_end, counter });
+                account.put(&key, Entry { period_end, counter, has_row });
             }
         }
         Ok(())

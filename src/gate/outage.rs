@@ -26,7 +26,7 @@ use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Remark};
 use crate::domain::cost::cost_of_run;
 use crate::domain::decision::{Intent, Reason};
-use crate::domain::ids::{CustomerId, derived_id};
+use crate::domain::ids::CustomerId;
 use crate::domain::plan::{Enforcement, OnOutage};
 use crate::domain::run::RunFacts;
 use crate::store::StoreError;
@@ -105,16 +105,10 @@ pub(super) async fn stand_in(app: &App, request: &Request) -> Option<Decided> {
 fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
     let subject = (request.customer_id.clone(), request.feature_id.clone());
     let Some(known) = app.outages.last_known(&subject) else { return Ok(None) };
-    let key = match (&request.key, &request.own_id) {
-        (Some(key), _) => {
-            EventKey::Request { key: key.key.to_string(), request_hash: key.request_hash.clone() }
-        }
-        (None, Some(id)) => EventKey::Own(id.clone()),
-        (None, None) => return Ok(asked(app, request, &known)),
+    let key = match request.event_key() {
+        Some(key) if request.intent != Intent::Check => key,
+        _ => return Ok(asked(app, request, &known)),
     };
-    if request.intent == Intent::Check {
-        return Ok(asked(app, request, &known));
-    }
     let request_key = key.request_key();
     let entry = app.outages.let_through(&subject, &request_key, |drawn| {
         judge(app, request, &known, drawn, Some(key))
@@ -237,10 +231,7 @@ fn judge(
         Enforcement::Soft { .. } | Enforcement::Hard { .. } => Reason::WithinLimit,
     };
     let counted = if counts { value } else { 0 };
-    let event_id = key.as_ref().filter(|_| counts).map(|key| match key {
-        EventKey::Own(id) => id.clone(),
-        keyed => derived_id("evt", &request.customer_id, &keyed.request_key()),
-    });
+    let event_id = key.as_ref().filter(|_| counts).map(|key| key.event_id(&request.customer_id));
     Some(NewEvent {
         facts: Facts {
             intent: request.intent,

@@ -9,7 +9,7 @@ use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, Reserv
 use crate::domain::plan::Catalog;
 use crate::domain::run::RunFacts;
 use crate::gate::GateError;
-use crate::store::events::NewEvent;
+use crate::store::events::{EventKey, NewEvent};
 
 /// A question to the gate, or a run to count.
 #[derive(Debug, Clone)]
@@ -33,6 +33,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// What its run is known by, if it has a key or an id.
+    pub(super) fn event_key(&self) -> Option<EventKey> {
+        match (&self.key, &self.own_id) {
+            (Some(RequestKey { key, request_hash }), _) => {
+                Some(EventKey::Request { key: key.to_string(), request_hash: request_hash.clone() })
+            }
+            (None, Some(id)) => Some(EventKey::Own(id.clone())),
+            (None, None) => None,
+        }
+    }
+
     /// The units it takes.
     ///
     /// # Errors

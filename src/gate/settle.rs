@@ -5,7 +5,7 @@
 //! has begun or ended since; the answer says when it came late, and when it exceeds the limit. What
 //! was settled once gives the same answer again.
 
-use super::batch::{Batch, counter_key, event_id, particular};
+use super::batch::{Batch, counter_key, particular};
 use super::request::{Settlement, units_of};
 use super::{Decided, GateError};
 use crate::domain::answer::{Facts, Hold, HoldState, Remark};
@@ -121,7 +121,7 @@ impl Batch {
             reserved,
             period,
             decided_at: self.now,
-            event_id: (verdict.counted > 0).then(|| event_id(event_key, &held.customer_id)),
+            event_id: (verdict.counted > 0).then(|| event_key.event_id(&held.customer_id)),
             hold: Some(Hold { state: ended_as(settlement.intent), ..hold.clone() }),
             remark: if late { Remark::Late } else { Remark::None },
         };

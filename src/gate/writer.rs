@@ -1,11 +1,12 @@
 //! The writer: one batch after another until nobody can ask any more.
 //!
 //! While one batch is on its way to the disk, the next is decided on what the books will say then,
-//! and written as soon as that has landed; nobody is answered before its own has. On SQLite this
+//! and written as soon as that has landed; nobody is answered before its own has. This
 //! needs no transaction until everything is decided: if the write fails, or somebody else turns
 //! out to have changed one of the customers meanwhile, what was decided is thrown back and decided
 //! again in one, and so is what was decided upon it. What the books do not know is decided in a
-//! transaction from the start, as is everything on PostgreSQL, where they are kept by nobody.
+//! transaction from the start. On PostgreSQL the statement that writes finds out itself whether another
+//! replica has changed something; where that happens often, nothing is decided ahead for a while.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,6 +29,9 @@ const BATCH: usize = 1024;
 /// A batch is decided as of one moment. Who comes later than this after it waits for the next, be
 /// the disk ever so slow: meanwhile a period may have ended.
 const MOMENT: Duration = Duration::from_secs(1);
+
+/// After how many batches at most it is tried again to decide ahead.
+const MOST_CAUTION: u32 = 256;
 
 type Results = Vec<Result<Decided, GateError>>;
 
@@ -60,6 +64,11 @@ struct Flown {
 enum Refused {
     /// It was decided on what is not true any more.
     Outdated,
+    /// The same, as another replica has changed it.
+    Overtaken,
+    /// A connection was lost that may have died long before, or taken these runs with it. Nobody was
+    /// answered, so they are decided once more, with what they are known by looked up.
+    InDoubt,
     Store(StoreError),
 }
 
@@ -72,17 +81,43 @@ struct Writer {
     flight: Option<Flight>,
     /// How many there were in the last batch.
     last: usize,
+    caution: Caution,
+}
+
+/// Where replicas have customers in common, one that decides ahead is often too late. So after each
+/// batch that was, more are decided in a transaction at once, twice as many each time.
+#[derive(Default)]
+struct Caution {
+    /// How many batches are yet to be decided so.
+    batches: u32,
+    last: u32,
+}
+
+impl Caution {
+    fn was_too_late(&mut self) {
+        self.last = (self.last * 2).clamp(1, MOST_CAUTION);
+        self.batches = self.last;
+    }
+
+    fn was_in_time(&mut self) {
+        self.last /= 2;
+    }
+
+    fn has_waited(&mut self) {
+        self.batches = self.batches.saturating_sub(1);
+    }
 }
 
 /// Answers whoever asks; ends when nobody can any more and everyone is answered.
 pub(super) async fn write(app: App, line: Line, mut queue: mpsc::Receiver<Waiting>) {
     let mut writer = Writer {
-        batch: Batch::new(&app, Books::kept()),
+        batch: Batch::ahead(&app, Books::kept()),
         app,
         line,
         next: Next::default(),
         flight: None,
         last: 0,
+        caution: Caution::default(),
     };
     let mut taken = Vec::with_capacity(BATCH);
     let mut waiting = VecDeque::new();
@@ -130,7 +165,7 @@ impl Writer {
         let now = self.app.clock.now();
         if self.next.asks.is_empty() && !waiting.is_empty() {
             self.batch.begin(now);
-            self.next.ahead = self.app.store.is_ours_alone()
+            self.next.ahead = self.caution.batches == 0
                 && !self.batch.books.doubts_keys()
                 && waiting.iter().all(|waiting| self.batch.knows(&waiting.ask));
         }
@@ -183,6 +218,7 @@ impl Writer {
 
     /// Decides in a transaction.
     async fn run(&mut self, asks: Vec<Ask>, replies: Vec<Replier>) {
+        self.caution.has_waited();
         let (app, line, books) = (self.app.clone(), self.line.clone(), self.batch.books.lend());
         // A task of its own, so that a panic costs this batch its answers and not the daemon its
         // gate.
@@ -215,22 +251,23 @@ impl Writer {
         outage::forget(&self.app, changed.as_ref());
         let Err(refused) = written else {
             self.app.outages.ended();
+            self.caution.was_in_time();
             outage::remember_all(&self.app, &self.batch.books, decided_at, &results);
             answer(replies, results);
             return self.forget(changed);
         };
         self.throw_all_back();
-        match refused {
-            Refused::Store(error) if !error.is_duplicate() && !error.asks_for_retry() => {
-                answer(replies, batch::refuse_all(&self.app, &error, asks.len()));
-            }
-            refused => {
-                if matches!(&refused, Refused::Store(error) if error.is_duplicate()) {
-                    self.batch.books.doubt_keys();
-                }
-                self.run(asks, replies).await;
+        match &refused {
+            Refused::Outdated => {}
+            Refused::Overtaken => self.caution.was_too_late(),
+            Refused::InDoubt => self.batch.books.doubt_keys(),
+            Refused::Store(error) if error.is_duplicate() => self.batch.books.doubt_keys(),
+            Refused::Store(error) if error.asks_for_retry() => {}
+            Refused::Store(error) => {
+                return answer(replies, batch::refuse_all(&self.app, error, asks.len()));
             }
         }
+        self.run(asks, replies).await;
     }
 
     /// Forgets whom others have changed, and throws back what was decided on them.
@@ -274,10 +311,23 @@ async fn fly(app: App, line: Line, writes: Writes, asks: Vec<Ask>) -> Flown {
     let holds = changed.as_ref().is_some_and(|ids| ids.is_empty() || !concerns(&asks, ids))
         && app.plans.active().0 == writes.plan_version;
     let written = match holds {
-        true => writes.commit(tx).await.map_err(Refused::Store),
+        true => match writes.commit(&app.store, tx, &line).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refused::Overtaken),
+            Err(error) if writes.are_runs_alone() && is_in_doubt(&app, &error) => {
+                Err(Refused::InDoubt)
+            }
+            Err(error) => Err(Refused::Store(error)),
+        },
         false => Err(Refused::Outdated),
     };
     Flown { asks, changed, written }
+}
+
+/// Whether a database that is there may have taken what was sent to it. What SQLite could not write is
+/// not written.
+fn is_in_doubt(app: &App, error: &StoreError) -> bool {
+    !app.store.is_ours_alone() && error.is_outage() && !error.asks_for_retry()
 }
 
 fn concerns(asks: &[Ask], changed: &HashSet<CustomerId>) -> bool {

@@ -46,6 +46,19 @@ impl EventKey {
             Self::Own(id) => id.clone(),
         }
     }
+
+    /// The id of a run that is known by this key.
+    pub fn event_id(&self, customer_id: &CustomerId) -> String {
+        event_id(customer_id, &self.request_key())
+    }
+}
+
+/// Follows from the key, or is it.
+fn event_id(customer_id: &CustomerId, request_key: &str) -> String {
+    match request_key.starts_with("k:") || request_key.starts_with("r:") {
+        true => derived_id("evt", customer_id, request_key),
+        false => request_key.to_owned(),
+    }
 }
 
 /// A remembered answer, and the hash of the request it was given to.
@@ -295,7 +308,7 @@ fn read_remembered(row: &AnyRow) -> Result<((CustomerId, String), Remembered)> {
     let letters: Vec<char> = row.try_get::<String, _>("outcome")?.chars().collect();
     let at = |place: usize| letters.get(place).copied();
     let counted: i64 = row.try_get("counted_units")?;
-    let derived = (counted > 0).then(|| derived_id("evt", &customer_id, &request_key));
+    let event_id = (counted > 0).then(|| event_id(&customer_id, &request_key));
     let facts = Facts {
         customer_id: customer_id.clone(),
         feature_id: feature_id.try_into().map_err(|_| corrupt("feature_id"))?,
@@ -312,7 +325,7 @@ fn read_remembered(row: &AnyRow) -> Result<((CustomerId, String), Remembered)> {
             end: time(row, "period_end_ms")?,
         },
         decided_at: time(row, "recorded_at_ms")?,
-        event_id: row.try_get::<Option<String>, _>("event_id")?.or(derived),
+        event_id: row.try_get::<Option<String>, _>("event_id")?.or(event_id),
         hold: read_hold(row, &customer_id, &request_key)?,
         remark: value(REMARKS, at(5))?,
     };

@@ -175,6 +175,16 @@ impl Dialect {
         }
     }
 
+    /// The same for all statements of a connection that does nothing else.
+    fn by_keys(self) -> &'static str {
+        match self {
+            Self::Sqlite => "",
+            Self::Postgres => {
+                "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+            }
+        }
+    }
+
     /// How many write transactions of the gate there are at a time. SQLite has one writer.
     /// PostgreSQL commits side by side, so that one can decide while another's commit is on its
     /// way to the disk.

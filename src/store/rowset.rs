@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
-use sqlx::{Any, AnyConnection};
+use sqlx::{Any, AnyConnection, Row};
 
 use super::{Dialect, Kind, Result, assembled};
 
@@ -93,7 +93,7 @@ impl SetStatement {
 
     /// Inserts rows.
     pub(crate) fn insert(dialect: Dialect, insert: Insert<'_>) -> Self {
-        let (before, after) = insert.around();
+        let (before, after) = insert.around("true");
         Self::new(dialect, insert.columns, &before, &after)
     }
 
@@ -158,11 +158,11 @@ impl SetStatement {
 
 impl Insert<'_> {
     /// The statement before and after the set of rows.
-    fn around(&self) -> (String, String) {
+    fn around(&self, condition: &str) -> (String, String) {
         let names = names(self.columns);
         // SQLite would take the ON of a conflict clause for a join's without the WHERE.
         let before = format!("INSERT INTO {} ({names}) SELECT {names} FROM", self.table);
-        (before, format!("WHERE true {}", self.on_conflict))
+        (before, format!("WHERE {condition} {}", self.on_conflict))
     }
 }
 
@@ -172,6 +172,18 @@ pub(crate) struct Inserts {
     each: [SetStatement; 2],
     /// Both in one statement, of PostgreSQL.
     together: Arc<str>,
+    /// The same for the case that a set of rows is found as it was read.
+    compared: Arc<str>,
+}
+
+/// Rows that a write was decided on. PostgreSQL locks them in the order of the set and compares them
+/// within the statement that writes: others may have changed them since they were read.
+pub(crate) struct Basis {
+    pub columns: &'static [Column],
+    /// What of the row `w` of the set is looked up and locked.
+    pub found: &'static str,
+    /// Whether that is as the set has it.
+    pub same: String,
 }
 
 /// Whether SQLite begins and ends the transaction in the same call.
@@ -182,14 +194,50 @@ pub(crate) enum Frame {
 }
 
 impl Inserts {
-    pub(crate) fn new(dialect: Dialect, first: Insert<'_>, second: Insert<'_>) -> Self {
-        let text = |insert: Insert<'_>, parameter| {
-            let (before, after) = insert.around();
+    pub(crate) fn new(
+        dialect: Dialect,
+        first: Insert<'_>,
+        second: Insert<'_>,
+        basis: &Basis,
+    ) -> Self {
+        let text = |insert: Insert<'_>, parameter, condition| {
+            let (before, after) = insert.around(condition);
             format!("{before} {} AS w {after}", recordset(insert.columns, parameter))
         };
-        let together = format!("WITH first AS ({}) {}", text(first, 1), text(second, 2));
+        let always = "true";
+        let together =
+            format!("WITH first AS ({}) {}", text(first, 1, always), text(second, 2, always));
+        let (set, Basis { found, same, .. }) = (recordset(basis.columns, 3), basis);
+        // What is not there any more is not found, so that there are fewer that are the same.
+        let holds = "(SELECT holds FROM basis)";
+        let compared = format!(
+            "WITH found AS (SELECT {same} AS same FROM {set} AS w {found}), \
+             basis AS (SELECT COUNT(*) FILTER (WHERE same) = json_array_length(CAST($3 AS json)) AS holds \
+             FROM found), first AS ({}), second AS ({}) SELECT holds FROM basis",
+            text(first, 1, holds),
+            text(second, 2, holds),
+        );
         let each = [first, second].map(|insert| SetStatement::insert(dialect, insert));
-        Self { dialect, each, together: Arc::from(together) }
+        Self { dialect, each, together: Arc::from(together), compared: Arc::from(compared) }
+    }
+
+    /// Writes both sets if each row of `basis` is found as it says, and answers whether that was so.
+    /// On SQLite, where nobody else writes, there is nothing to compare.
+    pub(crate) async fn execute_on(
+        &self,
+        connection: &mut AnyConnection,
+        basis: &[Vec<Cell<'_>>],
+        rows: [&[Vec<Cell<'_>>]; 2],
+        frame: Frame,
+    ) -> Result<bool> {
+        if basis.is_empty() {
+            self.execute(connection, rows, frame).await?;
+            return Ok(true);
+        }
+        let [first, second] = rows;
+        let query = sqlx::query(assembled(self.compared.clone()));
+        let query = [first, second, basis].iter().fold(query, |query, rows| query.bind(json(rows)));
+        Ok(query.fetch_one(connection).await?.try_get("holds")?)
     }
 
     pub(crate) async fn execute(
@@ -290,6 +338,7 @@ fn recordset(columns: &[Column], parameter: usize) -> String {
     )
 }
 
+/// The rows as one parameter of PostgreSQL.
 fn json(rows: &[Vec<Cell<'_>>]) -> String {
     let mut out = String::with_capacity(rows.len() * 256);
     out.push('[');

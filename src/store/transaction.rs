@@ -71,7 +71,12 @@ impl Store {
 
     /// The same on a line, when the transaction before it has ended.
     pub async fn begin_on(&self, line: &Line) -> Result<Tx> {
-        let mut tx = self.hold(line).await?;
+        let tx = self.hold(line).await?;
+        self.begin_held(tx, line).await
+    }
+
+    /// Begins a transaction that has the line already.
+    pub(crate) async fn begin_held(&self, mut tx: Tx, line: &Line) -> Result<Tx> {
         match tx.begin().await {
             Err(error) if !error.asks_for_retry() => {
                 // The connection has died since the transaction before. Nothing is lost with it.
@@ -87,14 +92,19 @@ impl Store {
     /// Has the line for a transaction that is yet to begin, or for statements that are one each. On
     /// SQLite nobody else writes meanwhile.
     pub async fn hold(&self, line: &Line) -> Result<Tx> {
-        let mut line = tokio::time::timeout(PATIENCE, line.0.clone().lock_owned())
+        let mut held = tokio::time::timeout(PATIENCE, line.0.clone().lock_owned())
             .await
             .map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))?;
-        if line.is_none() {
-            *line = Some(self.for_lines.acquire().await?);
+        if held.is_none() {
+            let mut connection = self.for_lines.acquire().await?;
+            // The gate's writers send statements that are a transaction each on theirs.
+            if self.lines.iter().any(|kept| Arc::ptr_eq(&kept.0, &line.0)) {
+                connection.execute(self.dialect.by_keys()).await?;
+            }
+            *held = Some(connection);
         }
         Ok(Tx {
-            line: Some(line),
+            line: Some(held),
             open: false,
             now: self.clock.now(),
             dialect: self.dialect,
@@ -131,10 +141,11 @@ impl Tx {
 
     /// The customers that others may have changed since the last call, and from now on keeps
     /// track of more. Whoever holds the line on SQLite knows that nobody else is in the middle of
-    /// a transaction, so that what it is told here is all there is.
+    /// a transaction, so that what it is told here is all there is. On PostgreSQL nobody is told:
+    /// what was decided before is compared when it is written.
     pub fn take_changed(&mut self) -> Option<HashSet<CustomerId>> {
         if self.dialect == Dialect::Postgres {
-            return None;
+            return Some(HashSet::new());
         }
         self.changed.set().replace(HashSet::new())
     }

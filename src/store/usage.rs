@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::events::{self, NewEvent};
-use super::rowset::{Cell, Column, Frame, Insert, Inserts, SetStatement, names};
+use super::rowset::{Basis, Cell, Column, Frame, Insert, Inserts, SetStatement, names};
 use super::{Dialect, Kind, Result, Store, StoreError, Tx, customers, time, time_or_none};
 use crate::clock::Timestamp;
 use crate::domain::customer::Customer;
@@ -22,6 +22,9 @@ pub struct CounterKey {
 
 /// A counter and the end of its period.
 pub type PeriodCounter = (CounterKey, Timestamp, Counter);
+
+/// A counter as a decision found it, and the revision of its customer.
+pub type Seen = (i64, PeriodCounter);
 
 /// The statements of the hot path, put together once.
 pub(crate) struct Statements {
@@ -47,6 +50,34 @@ const COLUMNS: &[Column] = &[
     ("open_meter", Kind::Text),
     ("closed_until_ms", Kind::BigInt),
 ];
+
+/// What a run was decided on: [`COLUMNS`] and the customer's revision.
+const SEEN_COLUMNS: &[Column] = &[
+    ("customer_id", Kind::Text),
+    ("feature_id", Kind::Text),
+    ("series", Kind::BigInt),
+    ("period_start_ms", Kind::BigInt),
+    ("period_end_ms", Kind::BigInt),
+    ("usage_units", Kind::BigInt),
+    ("reserved_units", Kind::BigInt),
+    ("from_grants_units", Kind::BigInt),
+    ("pruned_units", Kind::BigInt),
+    ("open_start_ms", Kind::BigInt),
+    ("open_end_ms", Kind::BigInt),
+    ("open_units", Kind::BigInt),
+    ("open_meter", Kind::Text),
+    ("closed_until_ms", Kind::BigInt),
+    ("revision", Kind::BigInt),
+];
+
+/// The customer is locked before its counter, as everywhere, so that two who compare and write cannot
+/// wait for each other. Both are locked because what is locked is read as it is then, while the rest
+/// of the statement sees what was when it began.
+const LOCK_SEEN: &str = "CROSS JOIN LATERAL (SELECT customer_id, revision FROM customers AS c \
+     WHERE c.customer_id = w.customer_id AND c.deleted_at_ms IS NULL OFFSET 0 FOR UPDATE) AS c \
+     CROSS JOIN LATERAL (SELECT * FROM usage_counters AS t WHERE t.customer_id = c.customer_id \
+     AND t.feature_id = w.feature_id AND t.series = w.series AND t.period_start_ms = w.period_start_ms \
+     OFFSET 0 FOR UPDATE) AS t";
 
 const KEY_COLUMNS: &[Column] = &[
     ("customer_id", Kind::Text),
@@ -77,9 +108,23 @@ impl Statements {
             ),
             counters: SetStatement::lookup(dialect, KEY_COLUMNS, "usage_counters", "t.*", ("", "")),
             upsert_counters: SetStatement::insert(dialect, upsert),
-            runs: Inserts::new(dialect, events::INSERT, upsert),
+            runs: Inserts::new(dialect, events::INSERT, upsert, &seen()),
         }
     }
+}
+
+/// How what was seen is found, and told to be the same.
+fn seen() -> Basis {
+    let values = |table: &str| {
+        let names = COLUMNS[KEY_COLUMNS.len()..].iter().map(|(name, _)| format!("{table}.{name}"));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let same = format!(
+        "c.revision = w.revision AND ({}) IS NOT DISTINCT FROM ({})",
+        values("t"),
+        values("w")
+    );
+    Basis { columns: SEEN_COLUMNS, found: LOCK_SEEN, same }
 }
 
 fn prefixed_customers() -> String {
@@ -186,31 +231,48 @@ impl Tx {
         events: &[NewEvent],
         counters: &[PeriodCounter],
     ) -> Result<()> {
-        self.insert_runs(events, counters, Frame::Part).await
+        self.insert_runs(events, counters, &[], Frame::Part).await.map(|_| ())
     }
 
-    /// The same as all of a transaction of SQLite that has not begun yet, with its end.
-    pub async fn commit_runs(
-        mut self,
+    /// The same for runs that were decided before the transaction began, if what they were decided on
+    /// is still as it was `seen`; answers whether it is. What was seen is in order of the customers'
+    /// ids, so that two replicas with common customers cannot deadlock, and each counter of it is in
+    /// the database. On SQLite, whose one process knows, nothing has to be seen.
+    pub async fn put_runs_on(
+        &mut self,
+        seen: &[Seen],
         events: &[NewEvent],
         counters: &[PeriodCounter],
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        self.insert_runs(events, counters, seen, Frame::Part).await
+    }
+
+    /// The same as all of a transaction that has not begun yet, with its end.
+    pub async fn commit_runs(
+        mut self,
+        seen: &[Seen],
+        events: &[NewEvent],
+        counters: &[PeriodCounter],
+    ) -> Result<bool> {
         self.begins();
-        self.insert_runs(events, counters, Frame::Whole).await?;
+        let held = self.insert_runs(events, counters, seen, Frame::Whole).await?;
         self.has_ended();
-        Ok(())
+        Ok(held)
     }
 
     async fn insert_runs(
         &mut self,
         events: &[NewEvent],
         counters: &[PeriodCounter],
+        seen: &[Seen],
         frame: Frame,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let events: Vec<_> = events.iter().map(events::cells).collect();
         let counters: Vec<_> = counters.iter().map(cells).collect();
+        let seen: Vec<_> = seen.iter().map(seen_cells).collect();
         let statements = self.statements.clone();
-        statements.usage.runs.execute(self.connection(), [&events, &counters], frame).await
+        let runs = &statements.usage.runs;
+        runs.execute_on(self.connection(), &seen, [&events, &counters], frame).await
     }
 
     /// Writes counters, each with the end of its period.
@@ -246,6 +308,13 @@ fn cells((key, period_end, counter): &PeriodCounter) -> Vec<Cell<'_>> {
         Cell::text_or_null(open.map(|open| open.meter.as_str())),
         Cell::int_or_null(counter.closed_until.map(Timestamp::ms)),
     ]);
+    cells
+}
+
+/// The cells of [`SEEN_COLUMNS`], in their order.
+fn seen_cells((revision, counter): &Seen) -> Vec<Cell<'_>> {
+    let mut cells = cells(counter);
+    cells.push(Cell::Int(*revision));
     cells
 }
 

@@ -3,6 +3,7 @@
 mod batch;
 mod credits;
 mod denials;
+mod foresight;
 mod history;
 mod keys;
 mod load;

@@ -2,6 +2,7 @@
 
 use tokio::task::JoinSet;
 use tollgate::store::intake::NewStripeEvent;
+use tollgate::store::usage::Seen;
 
 use super::*;
 
@@ -14,6 +15,31 @@ fn run(key: &str) -> NewEvent {
 
 fn counter(usage: i64) -> PeriodCounter {
     (counter_key(), november().end, Counter { usage, ..Counter::default() })
+}
+
+/// A customer at revision 1 with three units, each time with something else about it.
+fn other_than_it_is() -> Vec<Seen> {
+    let moved = |change: fn(&mut PeriodCounter)| {
+        let mut counter = counter(3);
+        change(&mut counter);
+        (1, counter)
+    };
+    let open = |counter: &mut PeriodCounter| {
+        let (start, end) = (november().start, november().end);
+        counter.2.open = Some(OpenWindow { start, end, value: 1, meter: "runs".to_owned() });
+    };
+    vec![
+        (2, counter(3)),
+        moved(|counter| counter.0.customer_id = "nobody".parse().unwrap()),
+        moved(|counter| counter.0.series += 1),
+        moved(|counter| counter.1 = november().start),
+        moved(|counter| counter.2.usage = 2),
+        moved(|counter| counter.2.reserved = 1),
+        moved(|counter| counter.2.from_grants = 1),
+        moved(|counter| counter.2.pruned = 1),
+        moved(|counter| counter.2.closed_until = Some(november().start)),
+        moved(open),
+    ]
 }
 
 fn stripe_event(id: &str) -> NewStripeEvent {
@@ -60,7 +86,7 @@ both_databases! {
         let store = open(&db).await;
         let line = store.line();
         let write = async |events: &[NewEvent], usage| {
-            store.hold(&line).await.unwrap().commit_runs(events, &[counter(usage)]).await
+            store.hold(&line).await.unwrap().commit_runs(&[], events, &[counter(usage)]).await
         };
         // More than one statement takes at a time, in no size that there is a statement for.
         let runs: Vec<_> = (0..300).map(|n| run(&n.to_string())).collect();
@@ -71,7 +97,40 @@ both_databases! {
         assert_eq!(store.counter(&counter_key()).await.unwrap().usage, 900);
         write(&[run("new")], 903).await.unwrap();
         assert_eq!(store.counter(&counter_key()).await.unwrap().usage, 903);
-        store.hold(&line).await.unwrap().commit_runs(&[], &[]).await.unwrap();
+        store.hold(&line).await.unwrap().commit_runs(&[], &[], &[]).await.unwrap();
+    }
+
+    async fn a_run_without_a_key_is_found_by_its_id(db: TestDb) {
+        let store = open(&db).await;
+        let mut tx = store.begin().await.unwrap();
+        let key = EventKey::Own("evt_1".to_owned());
+        tx.put_runs(&[NewEvent { key, ..run("") }], &[]).await.unwrap();
+        let found = tx.remembered(&[(&acme(), "evt_1".to_owned())]).await.unwrap();
+        let [(_, known)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(known.facts.event_id.as_deref(), Some("evt_1"));
+        assert_eq!((known.facts.counted, known.request_hash.as_deref()), (3, None));
+    }
+
+    async fn runs_are_written_only_if_all_is_as_it_was_seen(db: TestDb) {
+        let store = open(&db).await;
+        let line = store.line();
+        let mut tx = store.begin_on(&line).await.unwrap();
+        tx.insert_customer(&customer()).await.unwrap();
+        tx.put_runs(&[run("first")], &[counter(3)]).await.unwrap();
+        tx.commit().await.unwrap();
+        for (revision, seen) in if db.is_postgres() { other_than_it_is() } else { Vec::new() } {
+            let tx = store.hold(&line).await.unwrap();
+            let seen = [(revision, seen)];
+            assert!(!tx.commit_runs(&seen, &[run("late")], &[counter(6)]).await.unwrap(), "{seen:?}");
+        }
+        assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 3);
+        assert_eq!(store.counter(&counter_key()).await.unwrap().usage, 3);
+        let seen = if db.is_postgres() { vec![(1, counter(3))] } else { Vec::new() };
+        let mut tx = store.begin_on(&line).await.unwrap();
+        assert!(tx.put_runs_on(&seen, &[run("in time")], &[counter(6)]).await.unwrap());
+        tx.commit().await.unwrap();
+        assert_eq!(store.counter(&counter_key()).await.unwrap().usage, 6);
+        assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 6);
     }
 
     async fn whoever_is_next_on_a_line_finds_what_was_not_committed_rolled_back(db: TestDb) {
