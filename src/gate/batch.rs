@@ -265,7 +265,7 @@ impl Batch {
         let key = counter_key(&account.customer, &request.feature_id, account.period_at(now));
         let terms = account.customer.terms_version;
         // Only what has a row can be compared, and quotas have no revision of their own.
-        let comparable = |entry: &Entry| entry.has_row && !account.customer.has_quotas;
+        let comparable = |entry: &Entry| entry.as_stored && !account.customer.has_quotas;
         account.entry(&key).is_some_and(|entry| self.seen.is_none() || comparable(entry))
             && terms.is_none_or(|version| self.books.terms.contains_key(&version))
     }
@@ -470,7 +470,7 @@ impl Batch {
             }
             _ => false,
         };
-        account.put(key, Entry { period_end, counter, has_row: true });
+        account.put(key, Entry { period_end, counter, as_stored: true });
         self.touched.insert(key.clone());
         metered
     }

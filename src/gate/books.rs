@@ -43,8 +43,9 @@ pub(super) struct Account {
 pub(super) struct Entry {
     pub period_end: Timestamp,
     pub counter: Counter,
-    /// Whether it has a row, or will have one when the batch that moves it is written.
-    pub has_row: bool,
+    /// Whether it has a row that says the same, or will have one when the batch that moves it is
+    /// written.
+    pub as_stored: bool,
 }
 
 impl Account {

@@ -200,8 +200,9 @@ impl Batch {
                 // Stripe may have moved the end of the period in force since it was written.
                 let current = account.period_at(now);
                 let is_current = counter_key(&account.customer, &key.feature_id, current) == key;
-                let period_end = if is_current { current.end } else { period_end };
-                account.put(&key, Entry { period_end, counter, has_row });
+                let end = if is_current { current.end } else { period_end };
+                let as_stored = has_row && end == period_end;
+                account.put(&key, Entry { period_end: end, counter, as_stored });
             }
         }
         Ok(())

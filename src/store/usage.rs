@@ -52,23 +52,15 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// What a run was decided on: [`COLUMNS`] and the customer's revision.
-const SEEN_COLUMNS: &[Column] = &[
-    ("customer_id", Kind::Text),
-    ("feature_id", Kind::Text),
-    ("series", Kind::BigInt),
-    ("period_start_ms", Kind::BigInt),
-    ("period_end_ms", Kind::BigInt),
-    ("usage_units", Kind::BigInt),
-    ("reserved_units", Kind::BigInt),
-    ("from_grants_units", Kind::BigInt),
-    ("pruned_units", Kind::BigInt),
-    ("open_start_ms", Kind::BigInt),
-    ("open_end_ms", Kind::BigInt),
-    ("open_units", Kind::BigInt),
-    ("open_meter", Kind::Text),
-    ("closed_until_ms", Kind::BigInt),
-    ("revision", Kind::BigInt),
-];
+const SEEN_COLUMNS: &[Column] = &{
+    let mut all = [("revision", Kind::BigInt); COLUMNS.len() + 1];
+    let mut at = 0;
+    while at < COLUMNS.len() {
+        all[at] = COLUMNS[at];
+        at += 1;
+    }
+    all
+};
 
 /// The customer is locked before its counter, as everywhere, so that two who compare and write cannot
 /// wait for each other. Both are locked because what is locked is read as it is then, while the rest

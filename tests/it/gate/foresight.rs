@@ -73,7 +73,7 @@ async fn a_customer_deleted_at_one_replica_is_unknown_at_the_other() {
     let (world, other) = two_that_know_acme(&db).await;
     run_at(&world, &other, 1).await;
     assert_eq!(world.call("DELETE", "/v1/customers/acme", &Value::Null).await.status, 204);
-    assert_eq!(run_at(&world, &other, 1).await["error"]["type"], "unknown_customer");
+    assert_eq!(run_at(&world, &other, 1).await["error"]["code"], "unknown_customer");
     assert_books_balance(&db.url).await;
     other.stop().await.unwrap();
 }

@@ -152,3 +152,31 @@ both_databases! {
         assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 3);
     }
 }
+
+/// The statement began before the other's transaction ended, and must not see what was then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_changed_while_a_write_waited_for_it_is_seen() {
+    let db = TestDb::postgres().await;
+    let store = open(&db).await;
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_customer(&customer()).await.unwrap();
+    tx.put_runs(&[run("first")], &[counter(3)]).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut other = store.begin().await.unwrap();
+    other.lock_customer(&acme()).await.unwrap();
+    let late = store.hold(&store.line()).await.unwrap();
+    let late = tokio::spawn(async move {
+        late.commit_runs(&[(1, counter(3))], &[run("late")], &[counter(6)]).await
+    });
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while rows(&db.url, waiting).await != ["1"] {
+        tokio::task::yield_now().await;
+    }
+    // As the gate does: the customer is locked, and only its counter is changed.
+    other.put_runs(&[run("in time")], &[counter(6)]).await.unwrap();
+    other.commit().await.unwrap();
+    assert!(!late.await.unwrap().unwrap());
+    assert_eq!(store.sum_of_events(&counter_key()).await.unwrap(), 6);
+    assert_eq!(store.counter(&counter_key()).await.unwrap().usage, 6);
+}
