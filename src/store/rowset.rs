@@ -237,7 +237,9 @@ impl Inserts {
         let [first, second] = rows;
         let query = sqlx::query(assembled(self.compared.clone()));
         let query = [first, second, basis].iter().fold(query, |query, rows| query.bind(json(rows)));
-        Ok(query.fetch_one(connection).await?.try_get("holds")?)
+        // All that the database says, not only the row: it comes before the commit, which may yet fail.
+        let answer = query.fetch_all(connection).await?;
+        Ok(answer.first().ok_or(sqlx::Error::RowNotFound)?.try_get("holds")?)
     }
 
     pub(crate) async fn execute(

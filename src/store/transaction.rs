@@ -75,13 +75,15 @@ impl Store {
         self.begin_held(tx, line).await
     }
 
-    /// Begins a transaction that has the line already.
+    /// Begins a transaction that has the line already, and keeps it meanwhile.
     pub(crate) async fn begin_held(&self, mut tx: Tx, line: &Line) -> Result<Tx> {
         match tx.begin().await {
             Err(error) if !error.asks_for_retry() => {
                 // The connection has died since the transaction before. Nothing is lost with it.
                 tx.hang_up();
-                tx = self.hold(line).await?;
+                let connection = self.connect(line).await?;
+                tx.line.as_mut().expect("it is held").replace(connection);
+                tx.now = self.clock.now();
                 tx.begin().await?;
             }
             begun => begun?,
@@ -96,12 +98,7 @@ impl Store {
             .await
             .map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))?;
         if held.is_none() {
-            let mut connection = self.for_lines.acquire().await?;
-            // The gate's writers send statements that are a transaction each on theirs.
-            if self.lines.iter().any(|kept| Arc::ptr_eq(&kept.0, &line.0)) {
-                connection.execute(self.dialect.by_keys()).await?;
-            }
-            *held = Some(connection);
+            *held = Some(self.connect(line).await?);
         }
         Ok(Tx {
             line: Some(held),
@@ -111,6 +108,15 @@ impl Store {
             changed: self.changed.clone(),
             statements: self.statements.clone(),
         })
+    }
+
+    async fn connect(&self, line: &Line) -> Result<PoolConnection<Any>> {
+        let mut connection = self.for_lines.acquire().await?;
+        // The gate's writers send statements that are a transaction each on theirs.
+        if self.lines.iter().any(|kept| Arc::ptr_eq(&kept.0, &line.0)) {
+            connection.execute(self.dialect.by_keys()).await?;
+        }
+        Ok(connection)
     }
 }
 
@@ -173,7 +179,7 @@ impl Tx {
         connection.expect("a line has its connection while it is held")
     }
 
-    fn hang_up(mut self) {
+    fn hang_up(&mut self) {
         self.has_ended();
         if let Some(mut connection) = self.line.as_mut().and_then(|line| line.take()) {
             connection.close_on_drop();
