@@ -1,12 +1,12 @@
 //! The writer: one batch after another until nobody can ask any more.
 //!
 //! While one batch is on its way to the disk, the next is decided on what the books will say then,
-//! and written as soon as that has landed; nobody is answered before its own has. This
-//! needs no transaction until everything is decided: if the write fails, or somebody else turns
-//! out to have changed one of the customers meanwhile, what was decided is thrown back and decided
-//! again in one, and so is what was decided upon it. What the books do not know is decided in a
-//! transaction from the start. On PostgreSQL the statement that writes finds out itself whether another
-//! replica has changed something; where that happens often, nothing is decided ahead for a while.
+//! and written as soon as that has landed; nobody is answered before its own has. This needs no
+//! transaction until everything is decided: if the write fails, or somebody else turns out to have
+//! changed one of the customers meanwhile, what was decided is thrown back and decided again in one,
+//! and so is what was decided upon it. What the books do not know is decided in a transaction from the
+//! start. On PostgreSQL the statement that writes finds out itself whether another replica has changed
+//! something; where that happens often, nothing is decided ahead for a while.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};

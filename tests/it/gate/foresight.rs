@@ -93,7 +93,8 @@ async fn who_is_moved_to_another_plan_at_one_replica_is_on_it_at_the_other() {
     other.stop().await.unwrap();
 }
 
-/// Neither has a key, so only what the run is known by inside can tell that it is one and the same.
+/// It died while nobody used it, which shows only by the next batch. The run has no key, and is counted
+/// once all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_was_lost_in_between_costs_nobody_its_answer() {
     let db = TestDb::postgres().await;
