@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use reqwest::StatusCode;
 use serde_json::Value;
 
 use super::{ADMIN_TOKEN, API_KEY, STRIPE_KEY, Sandbox};
@@ -44,6 +45,14 @@ fn header(mail: &str, name: &str) -> String {
     first.map(|first| folded.fold(first.to_owned(), |text, line| text + line)).unwrap_or_default()
 }
 
+/// What a call was answered, if it succeeded.
+async fn answer(response: reqwest::Response) -> anyhow::Result<Value> {
+    let status = response.status();
+    let text = response.text().await?;
+    ensure!(status.is_success(), "{status}: {text}");
+    serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+}
+
 /// Calls over HTTP.
 pub struct Actors<'a> {
     sandbox: &'a Sandbox,
@@ -55,14 +64,6 @@ impl<'a> Actors<'a> {
         Self { sandbox, http: reqwest::Client::new() }
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
-        let response = request.send().await?;
-        let status = response.status();
-        let text = response.text().await?;
-        ensure!(status.is_success(), "{status}: {text}");
-        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
-    }
-
     fn at(&self, path: &str) -> String {
         format!("http://{}{path}", self.sandbox.daemon.address)
     }
@@ -70,13 +71,20 @@ impl<'a> Actors<'a> {
     /// The product calls the gate.
     pub async fn product(&self, method: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let request = self.http.request(method.parse()?, self.at(path)).bearer_auth(API_KEY);
-        self.send(if body.is_null() { request } else { request.body(body.to_string()) }).await
+        let request = if body.is_null() { request } else { request.body(body.to_string()) };
+        answer(request.send().await?).await
     }
 
-    /// Support calls the admin API.
-    pub async fn support(&self, method: &str, path: &str) -> anyhow::Result<Value> {
-        let path = self.at(&format!("/admin/api/v1{path}"));
-        self.send(self.http.request(method.parse()?, path).bearer_auth(ADMIN_TOKEN)).await
+    /// Support asks for a sync; nothing is answered while the daemon is syncing this customer on
+    /// its own.
+    pub async fn support_syncs(&self, customer: &str) -> anyhow::Result<Option<Value>> {
+        let path = self.at(&format!("/admin/api/v1/customers/{customer}/sync?dry_run=true"));
+        let request = self.http.post(path).bearer_auth(ADMIN_TOKEN);
+        let response = request.send().await?;
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(None);
+        }
+        answer(response).await.map(Some)
     }
 
     /// The customer's card is charged, or its plan changed, at Stripe.
@@ -87,11 +95,11 @@ impl<'a> Actors<'a> {
             .bearer_auth(STRIPE_KEY);
         let form = form.to_owned();
         let encoded = "application/x-www-form-urlencoded";
-        self.send(if form.is_empty() {
+        let request = if form.is_empty() {
             request
         } else {
             request.header("content-type", encoded).body(form)
-        })
-        .await
+        };
+        answer(request.send().await?).await
     }
 }

@@ -21,8 +21,8 @@ const ACME: &str = "email=ada@acme.example&name=Acme&payment_method=pm_card_visa
 pub async fn tell(sandbox: &Sandbox) -> anyhow::Result<()> {
     let story = Story { sandbox, actors: Actors::new(sandbox), began_at: sandbox.clock.now() };
     let (stripe_id, subscription_id) = story.acme_subscribes().await?;
-    story.runs_until_the_nudge().await?;
-    story.runs_until_the_cap().await?;
+    story.runs_until_the_nudge(&stripe_id).await?;
+    story.runs_until_the_cap(&stripe_id).await?;
     story.upgrades(&subscription_id).await?;
     story.reads_what_is_new().await?;
     story.is_billed_to_the_unit(&stripe_id).await?;
@@ -118,10 +118,13 @@ impl Story<'_> {
         text(&found["data"][0], "id")
     }
 
-    async fn runs_until_the_nudge(&self) -> anyhow::Result<()> {
-        for _ in 0..13 {
+    async fn runs_until_the_nudge(&self, stripe_id: &str) -> anyhow::Result<()> {
+        for day in 1..=13 {
             self.runs(12).await?;
             self.pass(DAY);
+            // No day passes while a meter event is on its way: a day later Stripe may not know it
+            // again, and the daemon would rightly park it.
+            self.arrives_at_stripe(stripe_id, 12 * day).await?;
         }
         let before = self.runs(3).await?;
         ensure!(before["threshold"]["state"] == "ok", "159 runs are not 80 % yet: {before}");
@@ -132,8 +135,9 @@ impl Story<'_> {
         self.mail_arrives("You've used 80% of your AI runs this month.").await
     }
 
-    async fn runs_until_the_cap(&self) -> anyhow::Result<()> {
+    async fn runs_until_the_cap(&self, stripe_id: &str) -> anyhow::Result<()> {
         self.pass(4 * DAY);
+        self.arrives_at_stripe(stripe_id, 160).await?;
         let last = self.runs(40).await?;
         ensure!(last["balance"]["remaining"] == 0, "200 runs leave nothing: {last}");
         let denied = self.run().await?;
@@ -183,26 +187,31 @@ impl Story<'_> {
 
     async fn is_billed_to_the_unit(&self, stripe_id: &str) -> anyhow::Result<()> {
         self.pass(10 * MINUTE);
-        let billed = self
-            .until("the meter events at Stripe", async || {
-                let billed = self.sandbox.stripe.sum_of(stripe_id, "ai_runs").to_string();
-                Ok((billed == "201").then_some(billed))
-            })
-            .await
-            .with_context(|| {
-                format!("Stripe has {}", self.sandbox.stripe.sum_of(stripe_id, "ai_runs"))
-            })?;
+        self.arrives_at_stripe(stripe_id, 201).await?;
         let events = self.sandbox.stripe.meter_events().len();
+        let billed = self.billed(stripe_id);
         self.say(&format!("Stripe has {billed} AI runs of 201, in {events} meter events"));
         Ok(())
+    }
+
+    /// Waits until Stripe has as many runs as were counted.
+    async fn arrives_at_stripe(&self, stripe_id: &str, runs: u32) -> anyhow::Result<()> {
+        self.until("the meter events at Stripe", async || {
+            Ok((self.billed(stripe_id) == runs.to_string()).then_some(()))
+        })
+        .await
+        .with_context(|| format!("Stripe has {} of {runs} runs", self.billed(stripe_id)))
+    }
+
+    fn billed(&self, stripe_id: &str) -> String {
+        self.sandbox.stripe.sum_of(stripe_id, "ai_runs").to_string()
     }
 
     async fn support_finds_nothing_amiss(&self) -> anyhow::Result<()> {
         let report = self
             .until("a sync without differences", async || {
-                let report =
-                    self.actors.support("POST", "/customers/acme/sync?dry_run=true").await?;
-                Ok((report["differences"] == json!([])).then_some(report))
+                let report = self.actors.support_syncs("acme").await?;
+                Ok(report.filter(|report| report["differences"] == json!([])))
             })
             .await?;
         ensure!(report["changed"] == false, "a dry run changes nothing: {report}");
