@@ -180,6 +180,15 @@ pub enum Crossing {
     Cap,
 }
 
+impl Crossing {
+    /// Whether it is to be told to someone who was at `was` under other limits. What is told in units
+    /// and what is told in percent are neither above nor below each other.
+    pub fn is_news_after(self, was: Option<Self>) -> bool {
+        let in_units = |at| matches!(at, Self::Nudge(Mark::Units(_)));
+        was.is_none_or(|was| in_units(was) != in_units(self) || self > was)
+    }
+}
+
 /// What the step from `before` to `after` units crossed. Only the highest threshold counts: a run
 /// that goes from 79 % to the cap tells of the cap.
 pub fn crossing(allowance: &Allowance<'_>, before: i64, after: i64) -> Option<Crossing> {

@@ -90,7 +90,7 @@ pub fn overtaken_by(kind: NoticeKind, mark: Mark, now: Standpoint) -> Option<&'s
         (NoticeKind::PlanUpgraded, _) => None,
         _ if now.period_over => Some("its period is over"),
         (NoticeKind::UsageNudge, Some(Crossing::Cap)) => Some("the cap was reached since"),
-        (NoticeKind::UsageNudge, reached) if reached < Some(Crossing::Nudge(mark)) => {
+        (NoticeKind::UsageNudge, reached) if Crossing::Nudge(mark).is_news_after(reached) => {
             Some("the limit was raised since")
         }
         (NoticeKind::CapReached, Some(Crossing::Cap)) | (NoticeKind::UsageNudge, _) => None,

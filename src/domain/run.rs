@@ -46,12 +46,30 @@ pub struct RunFacts {
 
 const TOKEN_FIELDS: [&str; 3] = ["input_tokens", "cached_input_tokens", "output_tokens"];
 
-/// Whether a run's properties speak of its model or its tokens, and yet count none of them: most
-/// likely they are named as a provider's API names them.
-pub fn leaves_tokens_out(properties: &Map<String, Value>) -> bool {
-    let is_said = |field: &str| properties.get(field).is_some_and(|value| !value.is_null());
-    let speaks = properties.keys().any(|name| name.to_ascii_lowercase().contains("token"));
-    (speaks || is_said("model")) && !TOKEN_FIELDS.into_iter().any(is_said)
+/// What a run's properties say of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tokens {
+    /// Neither tokens nor a model.
+    #[default]
+    Unsaid,
+    /// They speak of a model or of tokens, and yet count none: most likely these are named as a
+    /// provider's API names them.
+    LeftOut,
+    /// How many there were, be it none.
+    Counted,
+}
+
+impl Tokens {
+    /// As the properties have them.
+    pub fn said_by(properties: &Map<String, Value>) -> Self {
+        let is_said = |field: &str| properties.get(field).is_some_and(|value| !value.is_null());
+        let speaks = properties.keys().any(|name| name.to_ascii_lowercase().contains("token"));
+        match TOKEN_FIELDS.into_iter().any(is_said) {
+            true => Self::Counted,
+            false if speaks || is_said("model") => Self::LeftOut,
+            false => Self::Unsaid,
+        }
+    }
 }
 
 /// A property of a run that is not what it must be.
@@ -158,7 +176,8 @@ mod tests {
 
     #[test]
     fn tokens_by_other_names_are_left_out() {
-        let left_out = |properties: Value| leaves_tokens_out(properties.as_object().unwrap());
+        let left_out =
+            |properties: Value| Tokens::said_by(properties.as_object().unwrap()) == Tokens::LeftOut;
         for said in [
             json!({"model": "m", "prompt_tokens": 5, "completion_tokens": 9}),
             json!({"inputTokens": 5}),

@@ -3,37 +3,48 @@
 //! Decisions never wait for this: a grant that has expired grants nothing from that instant on.
 //! Here its row is settled, and the customer told if that puts it at a threshold.
 
+use std::collections::HashMap;
+
 use super::quotas::{self, Change, ChangeError};
 use crate::app::App;
 use crate::domain::answer::HoldState;
 use crate::domain::ids::CustomerId;
 use crate::store::StoreError;
+use crate::store::reservations::Reservation;
+use crate::store::usage::CounterKey;
 
 /// How many customers one call takes; the caller asks again while it is told of this many.
 pub const AT_ONCE: i64 = 200;
+/// How many holds of one customer end in one transaction: others wait for it.
+const HOLDS: usize = 500;
 
 /// Gives back the units of reservations whose time has passed; answers of how many customers.
 pub async fn expire_holds(app: &App) -> Result<usize, StoreError> {
     let due = app.store.customers_with_expired_holds(app.clock.now(), AT_ONCE).await?;
     for id in &due {
-        expire_holds_of(app, id).await?;
+        while expire_some_of(app, id).await? == HOLDS {}
     }
     Ok(due.len())
 }
 
-async fn expire_holds_of(app: &App, id: &CustomerId) -> Result<(), StoreError> {
+/// Answers how many there were.
+async fn expire_some_of(app: &App, id: &CustomerId) -> Result<usize, StoreError> {
     let mut tx = app.store.begin().await?;
     tx.lock_customer_or_deleted(id).await?;
-    let mut expired = tx.expired_holds_of(id, tx.now).await?;
+    let mut expired = tx.expired_holds_of(id, tx.now, HOLDS as i64).await?;
     let now = tx.now;
-    for reservation in &mut expired {
-        reservation.hold.state = HoldState::Expired;
-        reservation.settled_at = Some(now);
-        if let Some((period_end, mut counter)) = tx.counter_and_end(&reservation.counter).await? {
-            counter.reserved -= reservation.hold.units;
-            tx.put_counters(&[(reservation.counter.clone(), period_end, counter)]).await?;
-        }
+    let mut units: HashMap<CounterKey, i64> = HashMap::new();
+    for Reservation { hold, counter, settled_at, .. } in &mut expired {
+        hold.state = HoldState::Expired;
+        *settled_at = Some(now);
+        *units.entry(counter.clone()).or_default() += hold.units;
     }
+    let held: Vec<_> = units.keys().cloned().collect();
+    let mut counters = if held.is_empty() { Vec::new() } else { tx.counters(&held).await? };
+    for (key, _, counter) in &mut counters {
+        counter.reserved -= units.get(key).copied().unwrap_or_default();
+    }
+    tx.put_counters(&counters).await?;
     tx.put_reservations(&expired).await?;
     tx.commit().await?;
     for reservation in &expired {
@@ -42,7 +53,7 @@ async fn expire_holds_of(app: &App, id: &CustomerId) -> Result<(), StoreError> {
             "a reservation expired; its units are free again"
         );
     }
-    Ok(())
+    Ok(expired.len())
 }
 
 /// Settles overrides and grants whose time has passed; answers of how many customers.

@@ -26,7 +26,7 @@ use crate::clock::Timestamp;
 use crate::domain::answer::{Facts, Remark};
 use crate::domain::cost::cost_of_run;
 use crate::domain::decision::{Intent, Reason};
-use crate::domain::ids::CustomerId;
+use crate::domain::ids::{CustomerId, FeatureId};
 use crate::domain::plan::{Enforcement, OnOutage};
 use crate::domain::run::RunFacts;
 use crate::store::StoreError;
@@ -50,11 +50,12 @@ pub(super) fn remember_all(
     if catalog.plans.iter().all(|plan| plan.on_outage == OnOutage::Deny) {
         return;
     }
+    forget(app, app.store.take_told().as_ref());
     for (facts, plan_version) in results.iter().flatten() {
         let Some(account) = books.find(&facts.customer_id) else { continue };
-        // Not what was answered long ago, or of another period.
+        // Not what was answered long ago or in an outage, or of another period.
         let is_news = facts.decided_at == now
-            && facts.remark == Remark::None
+            && facts.remark != Remark::Degraded
             && facts.period == account.customer.tier.cycle.period_at(now);
         if is_news && allowance(app, facts).is_some() {
             app.outages.remember(NewEvent {
@@ -72,9 +73,9 @@ pub(super) fn remember_all(
     }
 }
 
-/// Forgets customers whom others may have changed.
+/// Forgets customers whom others may have changed; everyone, if that is not known.
 pub(super) fn forget(app: &App, changed: Option<&HashSet<CustomerId>>) {
-    if let Some(changed) = changed.filter(|changed| !changed.is_empty()) {
+    if changed.is_none_or(|changed| !changed.is_empty()) {
         app.outages.forget(changed);
     }
 }
@@ -104,14 +105,14 @@ pub(super) async fn stand_in(app: &App, request: &Request) -> Option<Decided> {
 
 fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
     let subject = (request.customer_id.clone(), request.feature_id.clone());
-    let Some(known) = app.outages.last_known(&subject) else { return Ok(None) };
+    forget(app, app.store.take_told().as_ref());
     let key = match request.event_key() {
         Some(key) if request.intent != Intent::Check => key,
-        _ => return Ok(asked(app, request, &known)),
+        _ => return Ok(asked(app, request, &subject)),
     };
     let request_key = key.request_key();
-    let entry = app.outages.let_through(&subject, &request_key, |drawn| {
-        judge(app, request, &known, drawn, Some(key))
+    let entry = app.outages.let_through(&subject, &request_key, |known, drawn| {
+        judge(app, request, known, drawn, Some(key))
     })?;
     let same = |entry: &NewEvent| match (&entry.key, &request.key) {
         (EventKey::Request { request_hash, .. }, Some(key)) => *request_hash == key.request_hash,
@@ -123,9 +124,9 @@ fn let_through(app: &App, request: &Request) -> io::Result<Option<Decided>> {
 }
 
 /// The answer to a question that counts nothing, and leaves nothing behind.
-fn asked(app: &App, request: &Request, known: &NewEvent) -> Option<Decided> {
-    let subject = (request.customer_id.clone(), request.feature_id.clone());
-    let event = judge(app, request, known, app.outages.drawn(&subject), None)?;
+fn asked(app: &App, request: &Request, subject: &(CustomerId, FeatureId)) -> Option<Decided> {
+    let (known, drawn) = app.outages.last_known(subject)?;
+    let event = judge(app, request, &known, drawn, None)?;
     Some((event.facts, event.plan_version))
 }
 

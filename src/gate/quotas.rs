@@ -151,7 +151,7 @@ async fn make(
         let counter = current(tx, &after, feature_id).await?;
         let was = threshold_of(&after, &old_terms, feature_id, &old_quotas, &counter, tx.now);
         let is = threshold_of(&after, &new_terms, feature_id, &new_quotas, &counter, tx.now);
-        if let Some(crossed) = is.filter(|_| is > was) {
+        if let Some(crossed) = is.filter(|is| is.is_news_after(was)) {
             let facts = facts(&after, &new_terms, feature_id, &counter, tx.now);
             // A run since then may have told of what the clock ended, before it was seen here.
             let told_as = if matches!(change, Change::Ended) { before } else { &after };

@@ -7,7 +7,7 @@ use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, ReservationId};
 use crate::domain::plan::Catalog;
-use crate::domain::run::RunFacts;
+use crate::domain::run::{RunFacts, Tokens};
 use crate::gate::GateError;
 use crate::store::events::{EventKey, NewEvent};
 
@@ -61,8 +61,7 @@ impl Request {
 pub struct Said {
     /// Model and tokens.
     pub run: RunFacts,
-    /// See [`crate::domain::run::leaves_tokens_out`].
-    pub tokens_left_out: bool,
+    pub tokens: Tokens,
     /// All else, as a JSON object.
     pub properties: Option<String>,
 }
@@ -113,8 +112,8 @@ pub(super) fn units_of(
         return Ok(stated.unwrap_or(otherwise));
     };
     // A question may leave the tokens open; what is counted would be one credit without them.
-    let left_out = said.tokens_left_out && intent != Intent::Check;
-    if said.run == RunFacts::default() && !left_out {
+    let left_out = said.tokens == Tokens::LeftOut && intent != Intent::Check;
+    if said.run == RunFacts::default() && !left_out && said.tokens != Tokens::Counted {
         // Who says nothing of the run asks whether there is any balance at all.
         return Ok(otherwise);
     }

@@ -129,10 +129,12 @@ async fn tell(
             let Some(counter) = counters.get(&key_of(customer, feature_id)) else { continue };
             let at = |terms| threshold_of(customer, terms, feature_id, &quotas, counter, now);
             let (was, is) = (at(old), at(&active));
-            let Some(crossed) = is.filter(|_| is >= was) else { continue };
+            let Some(crossed) = is.filter(|at| at.is_news_after(was) || is == was) else {
+                continue;
+            };
             let facts = facts(customer, &active, feature_id, counter, now);
             let notice = notice(app, customer, &facts, crossed, plan_version);
-            if is > was || !tx.is_told(&notice).await? {
+            if crossed.is_news_after(was) || !tx.is_told(&notice).await? {
                 tx.insert_notice(&notice).await?;
             }
         }

@@ -16,7 +16,7 @@ use crate::domain::answer::Answer;
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::ReservationId;
-use crate::domain::run::{RunFacts, leaves_tokens_out};
+use crate::domain::run::{RunFacts, Tokens};
 use crate::domain::usage::MAX_QUANTITY;
 use crate::gate::{Request, RequestKey, Said, Settlement};
 
@@ -225,7 +225,7 @@ fn hold_seconds(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
 fn said(fields: &mut Fields) -> Result<Said, ApiError> {
     let Some(properties) = fields.object("properties")? else { return Ok(Said::default()) };
     let properties = properties.into_map();
-    let tokens_left_out = leaves_tokens_out(&properties);
+    let tokens = Tokens::said_by(&properties);
     let (run, rest) = RunFacts::from_properties(properties).map_err(|bad| {
         let name = format!("properties.{}", bad.field);
         match bad.wrong_type {
@@ -234,7 +234,7 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
         }
     })?;
     if rest.is_empty() {
-        return Ok(Said { run, tokens_left_out, properties: None });
+        return Ok(Said { run, tokens, properties: None });
     }
     let rest = Value::Object(rest);
     let json = rest.to_string();
@@ -244,7 +244,7 @@ fn said(fields: &mut Fields) -> Result<Said, ApiError> {
             format!("must be an object of at most {MAX_PROPERTIES} bytes without NUL characters");
         return Err(ApiError::invalid("properties", wanted));
     }
-    Ok(Said { run, tokens_left_out, properties: Some(json) })
+    Ok(Said { run, tokens, properties: Some(json) })
 }
 
 /// Whether a text or a name in it has a NUL character, not merely the text of its escape.

@@ -78,9 +78,11 @@ impl Outages {
         }
     }
 
-    /// The database answers.
+    /// The database answers. From now on nobody is let through on what was known before.
     pub fn ended(&self) {
         if self.lasts() {
+            // Whoever is being let through at this moment is written down first.
+            let _state = self.state();
             self.next_look_at_ms.store(0, Ordering::Relaxed);
         }
     }
@@ -104,29 +106,37 @@ impl Outages {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the last that was decided for a customer and feature.
-    pub fn remember(&self, event: NewEvent) {
+    /// Keeps the last that was decided for a customer and feature. Two writers of PostgreSQL come to
+    /// one customer where a reservation is settled, and whoever says so last need not have decided
+    /// last; but within a period usage only grows.
+    pub fn remember(&self, mut event: NewEvent) {
         let mut state = self.state();
         let key = (event.facts.customer_id.clone(), event.facts.feature_id.clone());
+        let of = |event: &NewEvent| (event.series, event.facts.period.start);
+        if let Some(known) = state.known(&key).filter(|known| of(known) == of(&event)) {
+            event.facts.usage = event.facts.usage.max(known.facts.usage);
+        }
         state.young.insert(key, event);
         if state.young.len() > GENERATION {
             state.old = std::mem::take(&mut state.young);
         }
     }
 
-    /// The last that was decided for a customer and feature, if it is still known.
-    pub fn last_known(&self, key: &(CustomerId, FeatureId)) -> Option<NewEvent> {
+    /// The last that was decided for a customer and feature, if it is still known, and the units that
+    /// were let through since.
+    pub fn last_known(&self, key: &(CustomerId, FeatureId)) -> Option<(NewEvent, i64)> {
         let state = self.state();
-        state.young.get(key).or_else(|| state.old.get(key)).cloned()
+        Some((state.known(key)?.clone(), state.drawn(key)))
     }
 
-    /// Forgets what was known of customers that have changed since.
-    pub fn forget(&self, changed: &HashSet<CustomerId>) {
+    /// Forgets what was known of customers that have changed since; of everyone, if it is not known
+    /// who has.
+    pub fn forget(&self, changed: Option<&HashSet<CustomerId>>) {
         let mut state = self.state();
         let State { young, old, .. } = &mut *state;
         for known in [young, old] {
             if !known.is_empty() {
-                known.retain(|(id, _), _| !changed.contains(id));
+                known.retain(|(id, _), _| changed.is_some_and(|changed| !changed.contains(id)));
             }
         }
     }
@@ -140,7 +150,7 @@ impl Outages {
 
     /// The units let through in this outage that wait to be counted.
     pub fn drawn(&self, key: &(CustomerId, FeatureId)) -> i64 {
-        self.state().drawn.get(key).copied().unwrap_or_default()
+        self.state().drawn(key)
     }
 
     /// Whether nothing waits to be counted.
@@ -148,23 +158,26 @@ impl Outages {
         self.state().entries.is_empty()
     }
 
-    /// Lets one run through, if `judge` says so: it is given the units drawn so far in this outage
-    /// and answers what to write down. A run that was let through before is answered as before.
+    /// Lets one run through while the outage lasts, if `judge` says so: it is given what is known of
+    /// the customer and the units drawn so far, neither of which changes meanwhile, and answers what
+    /// to write down. A run that was let through before is answered as before.
     ///
     /// Blocks on the disk; a failure to write lets nothing through.
     pub fn let_through(
         &self,
         key: &(CustomerId, FeatureId),
         request_key: &str,
-        judge: impl FnOnce(i64) -> Option<NewEvent>,
+        judge: impl FnOnce(&NewEvent, i64) -> Option<NewEvent>,
     ) -> io::Result<Option<NewEvent>> {
         let mut state = self.state();
-        let known = state.by_key.get(&(key.0.clone(), request_key.to_owned()));
-        if let Some(entry) = known.and_then(|at| state.entries.get(*at)) {
+        let before = state.by_key.get(&(key.0.clone(), request_key.to_owned()));
+        if let Some(entry) = before.and_then(|at| state.entries.get(*at)) {
             return Ok(Some(entry.clone()));
         }
-        let drawn = state.drawn.get(key).copied().unwrap_or_default();
-        let Some(entry) = judge(drawn) else { return Ok(None) };
+        let known = state.known(key).filter(|_| self.lasts());
+        let Some(entry) = known.and_then(|known| judge(known, state.drawn(key))) else {
+            return Ok(None);
+        };
         if state.lock.is_none() {
             state.lock = Some(lock_to_begin(&self.path)?);
         }
@@ -210,6 +223,14 @@ impl Outages {
 }
 
 impl State {
+    fn known(&self, key: &(CustomerId, FeatureId)) -> Option<&NewEvent> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    fn drawn(&self, key: &(CustomerId, FeatureId)) -> i64 {
+        self.drawn.get(key).copied().unwrap_or_default()
+    }
+
     fn know(&mut self, counted: Facts) {
         let key = (counted.customer_id, counted.feature_id);
         if let Some(known) = self.young.get_mut(&key).or_else(|| self.old.get_mut(&key)) {
@@ -362,9 +383,16 @@ mod tests {
         ("acme".parse().unwrap(), "ai_runs".parse().unwrap())
     }
 
+    /// An outage, and a customer who was known before.
+    fn begin(outages: &Outages) {
+        outages.remember(run("known"));
+        outages.began(Timestamp::from_seconds(1));
+    }
+
     fn let_through(outages: &Outages, key: &str) -> Option<NewEvent> {
         let request_key = format!("k:{key}");
-        outages.let_through(&subject(), &request_key, |_| Some(run(key))).unwrap()
+        begin(outages);
+        outages.let_through(&subject(), &request_key, |_, _| Some(run(key))).unwrap()
     }
 
     #[test]
@@ -427,7 +455,8 @@ mod tests {
         let path = folder.path().join("journal");
         let [one, other] = [(); 2].map(|()| Outages::open(path.clone()).unwrap());
         let_through(&one, "a");
-        let through = || other.let_through(&subject(), "k:b", |_| Some(run("b")));
+        begin(&other);
+        let through = || other.let_through(&subject(), "k:b", |_, _| Some(run("b")));
         assert!(through().is_err(), "nothing is let through by the other");
         assert!(Outages::open(path.clone()).is_err(), "nor does a third start");
         drop(one);
@@ -436,5 +465,32 @@ mod tests {
         assert_eq!(heir.waiting(), [run("a")]);
         heir.counted(1).unwrap();
         assert!(through().unwrap().is_some());
+    }
+
+    #[test]
+    fn who_comes_when_the_outage_is_over_is_not_let_through_on_what_was_known_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let outages = Outages::open(folder.path().join("journal")).unwrap();
+        let_through(&outages, "a");
+        outages.ended();
+        let through = |key| outages.let_through(&subject(), key, |_, _| Some(run("b")));
+        assert!(through("k:b").unwrap().is_none());
+        assert_eq!(through("k:a").unwrap(), Some(run("a")), "what was answered stays so");
+    }
+
+    #[test]
+    fn it_is_judged_by_what_was_counted_of_the_outage_before_and_by_the_most_that_was_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let outages = Outages::open(folder.path().join("journal")).unwrap();
+        let_through(&outages, "a");
+        outages.counted(1).unwrap();
+        outages.remember(run("told late"));
+        let mut seen = None;
+        let judge = |known: &NewEvent, drawn| {
+            seen = Some((known.facts.usage, drawn));
+            None
+        };
+        assert!(outages.let_through(&subject(), "k:b", judge).unwrap().is_none());
+        assert_eq!(seen, Some((4, 0)), "2 before the outage and 2 in it");
     }
 }

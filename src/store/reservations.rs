@@ -89,18 +89,20 @@ impl Tx {
         found.iter().map(read).collect()
     }
 
-    /// A customer's reservations that are pending past `moment`, the oldest first.
+    /// A customer's reservations that are pending past `moment`, the oldest first, at most `limit`.
     pub async fn expired_holds_of(
         &mut self,
         customer_id: &CustomerId,
         moment: Timestamp,
+        limit: i64,
     ) -> Result<Vec<Reservation>> {
         let rows = sqlx::query(
             "SELECT * FROM reservations WHERE state = 'pending' AND expires_at_ms <= $1 \
-             AND customer_id = $2 ORDER BY expires_at_ms, reservation_id",
+             AND customer_id = $2 ORDER BY expires_at_ms, reservation_id LIMIT $3",
         )
         .bind(moment.ms())
         .bind(customer_id.as_str())
+        .bind(limit)
         .fetch_all(self.connection())
         .await?;
         rows.iter().map(read).collect()

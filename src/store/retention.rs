@@ -91,7 +91,8 @@ impl Tx {
         .fetch_one(self.connection())
         .await?;
         let to: String = next.try_get("last")?;
-        let finished = next.try_get::<i64, _>("n")? < rows;
+        let holds = self.strip_holds(key, rows).await?;
+        let finished = next.try_get::<i64, _>("n")? < rows && holds < rows;
         let gone = self.delete_unkeyed(key, &from, &to).await?;
         let stripped = self.strip_keyed(key, &from, &to).await?;
         sqlx::query(
@@ -183,6 +184,25 @@ impl Tx {
             .execute(self.connection())
             .await?;
         Ok(done.rows_affected())
+    }
+
+    /// Forgets whom the counter's reservations were for, at most `rows` of them; answers of how many.
+    /// Whatever is pending is yet to be of some period.
+    async fn strip_holds(&mut self, key: &CounterKey, rows: i64) -> Result<i64> {
+        let done = sqlx::query(
+            "UPDATE reservations SET entity_id = NULL WHERE reservation_id IN ( \
+             SELECT reservation_id FROM reservations WHERE customer_id = $1 AND feature_id = $2 \
+             AND series = $3 AND period_start_ms = $4 AND entity_id IS NOT NULL \
+             AND state <> 'pending' LIMIT $5)",
+        )
+        .bind(key.customer_id.as_str())
+        .bind(key.feature_id.as_str())
+        .bind(key.series)
+        .bind(key.period_start.ms())
+        .bind(rows)
+        .execute(self.connection())
+        .await?;
+        Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
     }
 }
 

@@ -27,14 +27,25 @@ impl Line {
     }
 }
 
-/// Which customers may have been changed by someone other than the gate since it last asked. Only
-/// on SQLite, where all writers are in this process and the gate may trust its memory.
+/// How many changed customers are noted: beyond that it may be everyone.
+const NOTED: usize = 20_000;
+
+/// Which customers may have been changed by someone other than the gate since it last asked;
+/// everyone, if that is not known.
 #[derive(Default)]
 pub(super) struct Changed(Mutex<Option<HashSet<CustomerId>>>);
 
 impl Changed {
     fn set(&self) -> MutexGuard<'_, Option<HashSet<CustomerId>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, ids: impl IntoIterator<Item = CustomerId>) {
+        let mut changed = self.set();
+        if let Some(set) = changed.as_mut() {
+            set.extend(ids);
+        }
+        changed.take_if(|set| set.len() > NOTED);
     }
 }
 
@@ -46,6 +57,8 @@ pub struct Tx {
     pub now: Timestamp,
     pub(super) dialect: Dialect,
     changed: Arc<Changed>,
+    /// Whom it may have changed, on PostgreSQL: they are told of when it has committed.
+    own: Option<HashSet<CustomerId>>,
     pub(super) statements: Arc<Statements>,
 }
 
@@ -59,6 +72,16 @@ impl Store {
     /// nothing cancels: dropping it half-way on PostgreSQL can leave a connection unusable.
     pub async fn begin(&self) -> Result<Tx> {
         self.begin_on(&self.line()).await
+    }
+
+    /// On PostgreSQL, the customers that this process has changed since the last call; everyone, if
+    /// that is not known. What other replicas change is told nowhere. On SQLite it is
+    /// [`Tx::take_changed`] that says so.
+    pub fn take_told(&self) -> Option<HashSet<CustomerId>> {
+        match self.dialect {
+            Dialect::Sqlite => Some(HashSet::new()),
+            Dialect::Postgres => self.changed.set().replace(HashSet::new()),
+        }
     }
 
     /// The line for a transaction that none is to follow.
@@ -106,6 +129,7 @@ impl Store {
             now: self.clock.now(),
             dialect: self.dialect,
             changed: self.changed.clone(),
+            own: Some(HashSet::new()),
             statements: self.statements.clone(),
         })
     }
@@ -133,6 +157,13 @@ impl Tx {
     pub async fn commit(mut self) -> Result<()> {
         self.connection().execute("COMMIT").await?;
         self.has_ended();
+        if self.dialect == Dialect::Postgres {
+            match self.own.take() {
+                Some(own) if own.is_empty() => {}
+                Some(own) => self.changed.add(own),
+                None => *self.changed.set() = None,
+            }
+        }
         Ok(())
     }
 
@@ -158,20 +189,27 @@ impl Tx {
 
     /// Notes that this transaction may change a customer. Too early is no harm; the gate reads
     /// the row again.
-    pub(super) fn changes(&self, id: &CustomerId) {
-        if let Some(set) = self.changed.set().as_mut() {
-            set.insert(id.clone());
+    pub(super) fn changes(&mut self, id: &CustomerId) {
+        match (self.dialect, &mut self.own) {
+            (Dialect::Sqlite, _) => self.changed.add([id.clone()]),
+            (Dialect::Postgres, Some(own)) => {
+                own.insert(id.clone());
+            }
+            (Dialect::Postgres, None) => {}
         }
     }
 
     /// The same for customers whose rows were locked as a set.
-    pub fn note_changes<'i>(&self, ids: impl IntoIterator<Item = &'i CustomerId>) {
+    pub fn note_changes<'i>(&mut self, ids: impl IntoIterator<Item = &'i CustomerId>) {
         ids.into_iter().for_each(|id| self.changes(id));
     }
 
     /// The same for everyone.
-    pub(super) fn changes_all(&self) {
-        *self.changed.set() = None;
+    pub(super) fn changes_all(&mut self) {
+        match self.dialect {
+            Dialect::Sqlite => *self.changed.set() = None,
+            Dialect::Postgres => self.own = None,
+        }
     }
 
     pub(crate) fn connection(&mut self) -> &mut AnyConnection {

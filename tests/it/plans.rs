@@ -339,6 +339,23 @@ both_databases! {
         assert_eq!(told(&world).await, ["acme cap_reached 100"]);
     }
 
+    /// Of no number of units can it be said that it is above or below a percentage.
+    async fn who_was_told_of_units_is_told_of_percents_once_there_are_some(db: TestDb) {
+        let pro = "{ granted = 2000, enforcement = \"soft\", nudge_at_percent = [80] }";
+        let of = |limit: &str| {
+            let on_pro = EXAMPLE.replace("default_plan = \"starter\"", "default_plan = \"pro\"");
+            assert!(on_pro.contains(pro));
+            on_pro.replace(pro, limit)
+        };
+        let unlimited = of("{ enforcement = \"unlimited\", nudge_at = [1000] }");
+        let world = World::with_plans(&db, &unlimited).await;
+        world.customer("acme").await;
+        world.runs("acme", 1500).await;
+        world.settle().await;
+        changed_to(&world, &of("{ granted = 1800, enforcement = \"soft\", nudge_at_percent = [80] }")).await;
+        assert_eq!(told(&world).await.len(), 2);
+    }
+
     async fn who_keeps_its_terms_is_told_nothing_until_it_is_moved(db: TestDb) {
         let world = World::with_plans(&db, &starter_grants(100)).await;
         used(&world, "acme", 60).await;

@@ -66,6 +66,22 @@ both_databases! {
         assert_eq!(rows(&db.url, "SELECT * FROM usage_events ORDER BY request_key").await, before);
     }
 
+    async fn whom_a_run_was_held_for_is_forgotten_with_it(db: TestDb) {
+        let world = world(&db).await;
+        world.customer("acme").await;
+        let mut held = told("a");
+        held.as_object_mut().unwrap().remove("send_event");
+        held["reserve"] = json!({});
+        let id = world.call("POST", "/v1/check", &held).await.ok()["reservation"]["id"].clone();
+        let answer = world.commit(id.as_str().unwrap(), &Value::Null).await.ok();
+        world.advance_to("2027-01-31T23:59:59Z").await;
+        let named = "SELECT entity_id FROM reservations";
+        assert_eq!(rows(&db.url, named).await, ["jo"]);
+        world.advance(Duration::from_secs(1)).await;
+        assert_eq!(rows(&db.url, named).await, ["NULL"]);
+        assert_eq!(world.commit(id.as_str().unwrap(), &Value::Null).await.ok(), answer);
+    }
+
     async fn without_the_setting_history_stays_for_ever(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;

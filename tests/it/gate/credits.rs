@@ -154,6 +154,9 @@ both_databases! {
         }
         let refused = world.call("POST", &commit, &json!({"properties": of_openai})).await;
         assert_eq!((refused.status, refused.error().as_str()), (422, "missing_field: properties.input_tokens"));
+        let none = json!({"properties": {"input_tokens": 0, "output_tokens": 0}});
+        let refused = world.call("POST", &commit, &none).await;
+        assert_eq!((refused.status, refused.error().as_str()), (422, "missing_field: properties.model"));
         // A number, a count of none, and a question are all clear.
         assert_eq!(credits(&world, "/v1/track", json!({"properties": of_openai, "value": 7})).await["value"], 7);
         assert_eq!(credits(&world, "/v1/track", json!({"properties": haiku(0, 0)})).await["value"], 1);

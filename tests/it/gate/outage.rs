@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tollgate::gate::Gate;
 use tollgate::jobs::Job;
 
@@ -145,6 +145,29 @@ both_databases! {
         world.run_job(Job::CountJournal).await;
         assert_eq!(world.usage("acme").await, 1);
         assert_eq!(run(&world, "a").await.ok(), first);
+    }
+
+    async fn who_has_changed_since_it_was_last_seen_is_not_known(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 10).await;
+        assert_eq!(world.call("DELETE", "/v1/customers/acme", &Value::Null).await.status, 204);
+        outage(&db).await;
+        let refused = run(&world, "a").await.status;
+        assert!([404, 503].contains(&refused), "let through, though nobody could count it: {refused}");
+        assert!(!world.outage_journal().exists());
+    }
+
+    async fn what_was_committed_late_is_known_in_an_outage(db: TestDb) {
+        let world = World::with_plans(&db, &lenient()).await;
+        world.customer("acme").await;
+        world.runs("acme", 150).await;
+        let late = world.reserve("acme", 49, 60).await;
+        world.advance(Duration::from_secs(60)).await;
+        world.run("acme").await;
+        assert_eq!(world.commit(&late, &Value::Null).await.ok()["balance"]["remaining"], 0);
+        outage(&db).await;
+        assert_eq!(run(&world, "a").await.status, 503);
     }
 
     async fn one_caller_a_second_looks_for_the_database_and_nobody_else_waits_for_it(db: TestDb) {

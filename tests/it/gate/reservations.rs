@@ -304,6 +304,22 @@ both_databases! {
         assert_books_balance(&db.url).await;
     }
 
+    async fn however_many_have_expired_all_units_are_free_again(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        for _ in 0..200 {
+            world.reserve("acme", 1, 60).await;
+        }
+        let more = "INSERT INTO reservations SELECT reservation_id || t.column1, customer_id, feature_id, entity_id, \
+            series, period_start_ms, period_end_ms, units, state, created_at_ms, expires_at_ms, settled_at_ms \
+            FROM reservations CROSS JOIN (VALUES ('a'), ('b'), ('c'), ('d')) AS t";
+        rows(&db.url, more).await;
+        rows(&db.url, "UPDATE usage_counters SET reserved_units = 1000").await;
+        world.advance(Duration::from_secs(60)).await;
+        assert_eq!(rows(&db.url, "SELECT reserved_units FROM usage_counters").await, ["0"]);
+        assert_eq!(rows(&db.url, "SELECT DISTINCT state FROM reservations").await, ["expired"]);
+    }
+
     async fn who_is_late_is_told_so_even_before_the_job_has_looked(db: TestDb) {
         let world = World::start(&db).await;
         used(&world, "acme", 190).await;

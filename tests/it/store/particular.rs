@@ -117,8 +117,8 @@ both_databases! {
         let mut found = tx.reservations(&ids).await.unwrap();
         found.sort_by_key(|found| found.hold.id.to_string());
         assert_eq!(found, [one.clone(), two.clone()]);
-        assert_eq!(tx.expired_holds_of(&acme(), minutes(1)).await.unwrap(), std::slice::from_ref(&one));
-        assert_eq!(tx.expired_holds_of(&acme(), minutes(5)).await.unwrap(), [one.clone(), two.clone()]);
+        assert_eq!(tx.expired_holds_of(&acme(), minutes(1), 9).await.unwrap(), std::slice::from_ref(&one));
+        assert_eq!(tx.expired_holds_of(&acme(), minutes(5), 9).await.unwrap(), [one.clone(), two.clone()]);
         tx.commit().await.unwrap();
         let due = async |moment| store.customers_with_expired_holds(moment, 9).await.unwrap();
         assert_eq!(due(minutes(1).minus(Duration::from_millis(1))).await, []);
@@ -127,7 +127,7 @@ both_databases! {
         let mut tx = store.begin().await.unwrap();
         tx.put_reservations(&ended).await.unwrap();
         assert_eq!(tx.reservations(&[&one.hold.id]).await.unwrap(), ended[..1]);
-        assert_eq!(tx.expired_holds_of(&acme(), minutes(5)).await.unwrap(), []);
+        assert_eq!(tx.expired_holds_of(&acme(), minutes(5), 9).await.unwrap(), []);
         let late = settled(&two, HoldState::Released);
         tx.put_reservations(std::slice::from_ref(&late)).await.unwrap();
         assert_eq!(tx.reservations(&[&two.hold.id]).await.unwrap(), [late]);
