@@ -1,6 +1,6 @@
 //! What every part of the daemon shares, and nothing that knows its users.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -17,6 +17,7 @@ use crate::entropy::Entropy;
 use crate::mail::Mailer;
 use crate::mail::templates::Templates;
 use crate::store::journal::Outages;
+use crate::store::plans::TermsInUse;
 use crate::store::{Store, StoreError};
 use crate::stripe::Stripe;
 
@@ -79,16 +80,44 @@ pub struct Nudges {
 pub enum PlansRefused {
     #[error("the plans file lacks plans that customers are on: {}", .0.join(", "))]
     Lacks(Vec<String>),
+    #[error("the plans file lacks features that customers keep from an older one: {}", .0.join(", "))]
+    LacksFeatures(Vec<String>),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Refuses plans that lack one that customers are on.
+/// Refuses plans that lack one that customers are on, or a feature of those that they keep the terms
+/// of, or are to keep them.
 pub async fn check_plans_in_use(store: &Store, catalog: &Catalog) -> Result<(), PlansRefused> {
-    let mut missing = store.plans_in_use().await?;
-    missing.retain(|id| catalog.plan(id).is_none());
-    missing.sort();
-    if missing.is_empty() { Ok(()) } else { Err(PlansRefused::Lacks(missing)) }
+    let (mut plans, mut features) = (BTreeSet::new(), BTreeSet::new());
+    let newest = store.active_plans().await?.map(|(_, source)| source);
+    for TermsInUse { plan_id, version } in store.terms_in_use().await? {
+        let source = match version {
+            Some(version) => store.plans_of(version).await?,
+            None => newest.clone(),
+        };
+        // What a former build took and this one does not can have no terms to keep.
+        let terms = source.and_then(|source| Catalog::parse(&source).ok());
+        let default = terms.as_ref().and_then(|terms| terms.default_plan.as_ref());
+        let is_bound = plan_id.is_some() || version.is_some();
+        let Some(id) = plan_id.or(default.map(ToString::to_string)) else { continue };
+        let Some(plan) = catalog.plan(&id) else {
+            // Who has no subscription and keeps nothing is on whatever the default is.
+            plans.extend(is_bound.then_some(id));
+            continue;
+        };
+        if version.is_some() || plan.grandfather {
+            let kept = terms.as_ref().and_then(|terms| terms.plan(&id));
+            let kept = kept.into_iter().flat_map(|plan| plan.limits.keys());
+            let missing = kept.filter(|feature| !catalog.features.contains_key(*feature));
+            features.extend(missing.map(ToString::to_string));
+        }
+    }
+    match (plans.is_empty(), features.is_empty()) {
+        (false, _) => Err(PlansRefused::Lacks(plans.into_iter().collect())),
+        (true, false) => Err(PlansRefused::LacksFeatures(features.into_iter().collect())),
+        (true, true) => Ok(()),
+    }
 }
 
 /// The plans file on disk, watched for changes since it was last accepted.

@@ -194,7 +194,9 @@ pub async fn start(
         Drive::Loops | Drive::Steps => (None, source, catalog),
     };
     check_plans_in_use(&store, &catalog).await.map_err(|refused| match refused {
-        PlansRefused::Lacks(_) => StartError::Config(format!("TOLLGATE_PLANS: {refused}")),
+        PlansRefused::Lacks(_) | PlansRefused::LacksFeatures(_) => {
+            StartError::Config(format!("TOLLGATE_PLANS: {refused}"))
+        }
         PlansRefused::Store(error) => error.into(),
     })?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {

@@ -1,6 +1,6 @@
 //! Credits: what one run draws from a balance that is sold in credits instead of runs.
 
-use crate::domain::plan::{CreditRate, CreditTable};
+use crate::domain::plan::{CreditRate, Rates};
 use crate::domain::run::RunFacts;
 use crate::domain::usage::MAX_QUANTITY;
 
@@ -29,12 +29,12 @@ pub enum CreditError {
 /// without any tokens: what has cost nothing is no run, and its reservation is released instead.
 ///
 /// # Errors
-/// When the run names no model, or one that the table does not know and has no stand-in for, or
+/// When the run names no model, or one that no table knows and has no stand-in for, or
 /// draws more than the gate counts at once.
-pub fn credits_drawn(table: &CreditTable, run: &RunFacts) -> Result<i64, CreditError> {
+pub fn credits_drawn<'c>(rates: impl Into<Rates<'c>>, run: &RunFacts) -> Result<i64, CreditError> {
     let model = run.model.as_ref().ok_or(CreditError::NoModel)?;
-    let rate = table.rates.get(model).or(table.unknown_models.as_ref());
-    let rate = rate.ok_or_else(|| CreditError::UnknownModel { model: model.clone() })?;
+    let rates = rates.into();
+    let rate = rates.of(model).ok_or_else(|| CreditError::UnknownModel { model: model.clone() })?;
     let rounded_up = (nanocredits(rate, run) + NANOCREDITS_PER_CREDIT - 1) / NANOCREDITS_PER_CREDIT;
     i64::try_from(rounded_up.max(1))
         .ok()
@@ -53,7 +53,7 @@ fn nanocredits(rate: &CreditRate, run: &RunFacts) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::plan::Catalog;
+    use crate::domain::plan::{Catalog, CreditTable};
     use crate::domain::run::MAX_TOKENS;
     use proptest::prelude::*;
 

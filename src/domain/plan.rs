@@ -153,6 +153,39 @@ pub struct CreditTable {
     pub unknown_models: Option<CreditRate>,
 }
 
+impl CreditTable {
+    /// Whether each model takes in `newer` what it takes here. What this table does not know is not
+    /// looked at: that came with the newer one.
+    fn holds_in(&self, newer: &Self) -> bool {
+        self.unknown_models == newer.unknown_models
+            && self.rates.iter().all(|(model, rate)| newer.rates.get(model) == Some(rate))
+    }
+}
+
+/// What models take of a feature, for customers who may be on older terms: these keep the rates that
+/// they have, and models that came since have the rate they came with.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates<'c> {
+    terms: &'c CreditTable,
+    active: Option<&'c CreditTable>,
+}
+
+impl Rates<'_> {
+    /// The rate of a model; `None` if its runs are refused.
+    pub fn of(&self, model: &str) -> Option<&CreditRate> {
+        let since = || self.active.and_then(|table| table.rates.get(model));
+        let by_name = self.terms.rates.get(model).or_else(since);
+        let unknown = || self.active.and_then(|table| table.unknown_models.as_ref());
+        by_name.or(self.terms.unknown_models.as_ref()).or_else(unknown)
+    }
+}
+
+impl<'c> From<&'c CreditTable> for Rates<'c> {
+    fn from(terms: &'c CreditTable) -> Self {
+        Self { terms, active: None }
+    }
+}
+
 /// What a model takes in credits. Nanocredits (10⁻⁹ credits) per token are the same number as
 /// micro-credits per thousand tokens. A run's sum is rounded up to whole credits.
 /// A rate is at most 10¹²: multiply it by tokens in `i128`.
@@ -312,6 +345,25 @@ impl Catalog {
         let differs =
             |plan: &&Plan| new.plan(plan.id.as_str()).is_none_or(|now| !now.limits_as(plan));
         old.plans.iter().filter(differs).map(|plan| plan.id.clone()).collect()
+    }
+
+    /// Whether models take other credits of what a plan of this file is limited in than in `new`.
+    pub fn changes_rates(&self, plan: &Plan, new: &Self) -> bool {
+        plan.limits.keys().any(|feature| {
+            match (self.credits.get(feature), new.credits.get(feature)) {
+                (None, None) => false,
+                (Some(old), Some(new)) => !old.holds_in(new),
+                _ => true,
+            }
+        })
+    }
+
+    /// What models take of a feature under these terms while `active` is in force; `None` where runs
+    /// of it are counted otherwise.
+    pub fn rates<'c>(&'c self, active: &'c Self, feature_id: &FeatureId) -> Option<Rates<'c>> {
+        let since = active.credits.get(feature_id);
+        let terms = if self.features.contains_key(feature_id) { self } else { active };
+        Some(Rates { terms: terms.credits.get(feature_id)?, active: since })
     }
 
     pub fn plan_by_lookup_key(&self, lookup_key: &str) -> Option<&Plan> {

@@ -256,11 +256,15 @@ impl Batch {
     /// Whether the books say all that a request's decision needs; its key is another matter.
     pub fn knows(&mut self, ask: &Ask) -> bool {
         let Ask::Run(request) = ask else { return false };
-        if !self.books.recall(&request.customer_id) || request.units(&self.catalog).is_err() {
+        if !self.books.recall(&request.customer_id) {
+            return false;
+        }
+        let found = self.books.get_mut_and_terms(&request.customer_id);
+        let Some((account, kept)) = found else { return false };
+        if request.units(&self.catalog, kept.unwrap_or(&self.catalog)).is_err() {
             return false;
         }
         let now = self.now;
-        let Some(account) = self.books.get_mut(&request.customer_id) else { return false };
         account.enter_period(now);
         let key = counter_key(&account.customer, &request.feature_id, account.period_at(now));
         let terms = account.customer.terms_version;
@@ -284,7 +288,7 @@ impl Batch {
             .unwrap_or_else(|| EventKey::Own(self.app.entropy.id("evt", self.now)));
         let Some(account) = self.books.get(&request.customer_id) else {
             // Who comes with data is still unknown only if the request was no reason to create it.
-            let refusal = request.customer_data.as_ref().and(request.units(&self.catalog).err());
+            let refusal = request.customer_data.as_ref().and(self.units(request).err());
             return Err(refusal.unwrap_or(GateError::UnknownCustomer));
         };
         let request_key = event_key.request_key();
@@ -365,8 +369,8 @@ impl Batch {
         event_key: &EventKey,
     ) -> Result<(CounterKey, Facts), GateError> {
         let Request { customer_id, feature_id, intent, .. } = request;
-        let value = request.units(&self.catalog)?;
         let terms = self.terms(account);
+        let value = request.units(&self.catalog, terms)?;
         let stand = stand(account, terms, feature_id, self.now);
         let tier = &account.customer.tier;
         let entitlement = tier.entitlement(terms, stand.allowance, self.now);
@@ -405,6 +409,12 @@ impl Batch {
         let kept =
             account.customer.terms_version.and_then(|version| self.books.terms.get(&version));
         kept.unwrap_or(&self.catalog)
+    }
+
+    /// The units that a request takes, as far as its customer is known.
+    pub fn units(&self, request: &Request) -> Result<i64, GateError> {
+        let account = self.books.find(&request.customer_id);
+        request.units(&self.catalog, account.map_or(&self.catalog, |account| self.terms(account)))
     }
 
     /// Moves the counter as the facts say, with all that follows: what grants pay, the metering

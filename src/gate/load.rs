@@ -37,7 +37,7 @@ impl Batch {
     /// row being there already.
     fn may_be_old(&self, ask: &Ask) -> bool {
         match ask {
-            Ask::Run(request) => request.key.is_some() && request.units(&self.catalog).is_err(),
+            Ask::Run(request) => request.key.is_some() && self.units(request).is_err(),
             Ask::Settle(_) | Ask::Journalled(_) => true,
         }
     }
@@ -89,7 +89,7 @@ impl Batch {
         let known: HashSet<_> = found.iter().map(|customer| customer.id.clone()).collect();
         for id in unknown.iter().filter(|id| !known.contains(*id)) {
             // A request that is going to be refused creates nobody.
-            let asks = |r: &&Arc<Request>| r.customer_id == *id && r.units(&self.catalog).is_ok();
+            let asks = |r: &&Arc<Request>| r.customer_id == *id && self.units(r).is_ok();
             if let Some(profile) = runs().filter(asks).find_map(|r| r.customer_data.clone()) {
                 create_customer(tx, id, profile).await?;
                 created.push(id);
@@ -102,10 +102,17 @@ impl Batch {
         Ok(true)
     }
 
+    /// Takes customers into the books, with their quotas and the plans files that they keep.
     async fn open_accounts(&mut self, tx: &mut Tx, found: Vec<Customer>) -> Result<(), StoreError> {
         let particular: Vec<_> =
             found.iter().filter(|customer| customer.has_quotas).map(|c| c.id.clone()).collect();
         for customer in found {
+            if let Some(version) = customer.terms_version
+                && !self.books.terms.contains_key(&version)
+            {
+                let catalog = self.app.plans.version(version, &self.app.store).await?;
+                self.books.terms.insert(version, catalog);
+            }
             self.books.insert(Account::new(customer));
         }
         if !particular.is_empty() {
@@ -149,8 +156,8 @@ impl Batch {
         Ok(())
     }
 
-    /// The counters that the batch may move and that are not in the books, and the plans files that
-    /// their customers keep; counters that are not in the database either begin at zero.
+    /// The counters that the batch may move and that are not in the books; those that are not in the
+    /// database either begin at zero.
     async fn load_counters(&mut self, tx: &mut Tx, asks: &[Ask]) -> Result<(), StoreError> {
         let mut wanted: HashMap<CounterKey, Timestamp> = HashMap::new();
         for ask in asks {
@@ -172,12 +179,6 @@ impl Batch {
             let key = counter_key(&account.customer, feature_id, period);
             if account.entry(&key).is_none() {
                 wanted.insert(key, period.end);
-            }
-            if let Some(version) = account.customer.terms_version
-                && !self.books.terms.contains_key(&version)
-            {
-                let catalog = self.app.plans.version(version, &self.app.store).await?;
-                self.books.terms.insert(version, catalog);
             }
         }
         for reservation in self.reservations.values() {

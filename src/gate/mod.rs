@@ -272,7 +272,8 @@ async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
     let (plan_version, active) = app.plans.active();
     let customer = app.store.customer(&request.customer_id).await?;
     let customer = customer.ok_or(GateError::UnknownCustomer)?;
-    let value = request.units(&active)?;
+    let terms = terms_of(app, &customer).await?;
+    let value = request.units(&active, &terms)?;
     let now = app.clock.now();
     let period = customer.tier.cycle.period_at(now);
     let key = CounterKey {
@@ -282,7 +283,6 @@ async fn look(app: &App, request: &Request) -> Result<Decided, GateError> {
         period_start: period.start,
     };
     let counter = app.store.counter(&key).await?;
-    let terms = terms_of(app, &customer).await?;
     let quotas = quotas_of(app, &customer, &request.feature_id).await?;
     let tier = &customer.tier;
     let feature_id = request.feature_id.as_str();

@@ -211,7 +211,7 @@ fn judge(
         // What is left is not known well enough to hold it or to count up to it.
         Intent::RecordCapped | Intent::Reserve | Intent::Commit | Intent::Release => return None,
     };
-    let value = request.units(&catalog).ok()?;
+    let value = request.units(&catalog, &catalog).ok()?;
     let plan = catalog.plan(facts.plan_id.as_ref()?.as_str())?;
     let limit = plan.limits.get(&request.feature_id).map(|limit| limit.enforcement);
     let enforcement = facts.particular.map(|own| own.enforcement).or(limit)?;

@@ -6,7 +6,7 @@ use crate::domain::credit::{CreditError, credits_drawn};
 use crate::domain::customer::Profile;
 use crate::domain::decision::Intent;
 use crate::domain::ids::{CustomerId, EntityId, FeatureId, IdempotencyKey, ReservationId};
-use crate::domain::plan::Catalog;
+use crate::domain::plan::{Catalog, Rates};
 use crate::domain::run::{RunFacts, Tokens};
 use crate::gate::GateError;
 use crate::store::events::{EventKey, NewEvent};
@@ -44,15 +44,16 @@ impl Request {
         }
     }
 
-    /// The units it takes.
+    /// The units it takes of a customer with these `terms`, the `active` ones unless it keeps others.
     ///
     /// # Errors
     /// When it is of no feature that there is, or the run's credits cannot be told.
-    pub(super) fn units(&self, catalog: &Catalog) -> Result<i64, GateError> {
-        if !catalog.features.contains_key(&self.feature_id) {
+    pub(super) fn units(&self, active: &Catalog, terms: &Catalog) -> Result<i64, GateError> {
+        if !active.features.contains_key(&self.feature_id) {
             return Err(GateError::UnknownFeature);
         }
-        Ok(units_of(catalog, &self.feature_id, self.value, &self.said, self.intent, 1)?)
+        let rates = terms.rates(active, &self.feature_id);
+        Ok(units_of(rates, self.value, &self.said, self.intent, 1)?)
     }
 }
 
@@ -95,20 +96,19 @@ pub(super) enum Ask {
 }
 
 /// The units a run takes: those the caller states, else the credits its model and tokens draw if
-/// the feature is counted so, else `otherwise`. A stated number wins, because an estimate is
+/// there are `rates`, else `otherwise`. A stated number wins, because an estimate is
 /// the caller's to make.
 ///
 /// # Errors
 /// When the run's credits cannot be told.
 pub(super) fn units_of(
-    catalog: &Catalog,
-    feature_id: &FeatureId,
+    rates: Option<Rates<'_>>,
     stated: Option<i64>,
     said: &Said,
     intent: Intent,
     otherwise: i64,
 ) -> Result<i64, CreditError> {
-    let (Some(table), None) = (catalog.credits.get(feature_id), stated) else {
+    let (Some(rates), None) = (rates, stated) else {
         return Ok(stated.unwrap_or(otherwise));
     };
     // A question may leave the tokens open; what is counted would be one credit without them.
@@ -117,6 +117,6 @@ pub(super) fn units_of(
         // Who says nothing of the run asks whether there is any balance at all.
         return Ok(otherwise);
     }
-    let drawn = credits_drawn(table, &said.run)?;
+    let drawn = credits_drawn(rates, &said.run)?;
     if left_out { Err(CreditError::NoTokens) } else { Ok(drawn) }
 }

@@ -82,11 +82,11 @@ impl Batch {
         } else {
             (current_key, current)
         };
+        let terms = self.terms(account);
         let value = match settlement.intent {
             Intent::Release => 0,
             _ => units_of(
-                &self.catalog,
-                &held.feature_id,
+                terms.rates(&self.catalog, &held.feature_id),
                 settlement.value,
                 &settlement.said,
                 settlement.intent,
@@ -97,7 +97,6 @@ impl Batch {
         let pending = hold.state == HoldState::Pending;
         let held_here = if pending && in_own { hold.units } else { 0 };
         let reserved = counter.reserved - held_here;
-        let terms = self.terms(account);
         let quotas = account.quotas.get(&held.feature_id);
         let quotas = quotas.map_or_else(Quotas::default, |quotas| quotas.of_period(period.end));
         let feature_id = held.feature_id.as_str();

@@ -161,12 +161,19 @@ impl Affected<'_> {
 
 fn affected<'a>(old: &'a Catalog, new: &Catalog) -> Vec<Affected<'a>> {
     let changed = Catalog::changed_limits(old, new);
+    // Other credits are no other limit, so that nobody is told anything; but whoever is to keep its
+    // terms keeps these too.
+    let other_rates = |plan: &Plan| {
+        let keeps = new.plan(plan.id.as_str()).is_some_and(|plan| plan.grandfather);
+        keeps && old.changes_rates(plan, new)
+    };
     let another_default = old.default_plan != new.default_plan;
     let on = |plan: &'a Plan| Affected {
         plan_id: Some(&plan.id),
         is_default: !another_default && old.default_plan.as_ref() == Some(&plan.id),
     };
-    let plans = old.plans.iter().filter(|plan| changed.contains(&plan.id)).map(on);
+    let plans =
+        old.plans.iter().filter(|plan| changed.contains(&plan.id) || other_rates(plan)).map(on);
     let default = another_default.then_some(Affected { plan_id: None, is_default: true });
     plans.chain(default).collect()
 }

@@ -1,6 +1,7 @@
 //! Plans files that are or were in force, and what the daemon remembers about itself.
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use super::{Result, Store, Tx, customers, time};
 use crate::clock::Timestamp;
@@ -13,6 +14,15 @@ pub struct Untold {
     pub activated_at: Timestamp,
     /// The last customer, in order of id, who has been looked at.
     pub told_through: String,
+}
+
+/// What some customers are on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TermsInUse {
+    /// Their subscription's plan, if they have one.
+    pub plan_id: Option<String>,
+    /// The version of the plans file that they keep, if it is not the newest.
+    pub version: Option<i64>,
 }
 
 impl Store {
@@ -109,14 +119,20 @@ impl Store {
         Ok(())
     }
 
-    /// Subscriptions' plans that are in use, to refuse a plans file that lacks one.
-    pub async fn plans_in_use(&self) -> Result<Vec<String>> {
+    /// What customers are on, each once, to refuse a plans file that lacks some of it.
+    pub async fn terms_in_use(&self) -> Result<Vec<TermsInUse>> {
         let rows = sqlx::query(
-            "SELECT DISTINCT plan_id FROM customers WHERE plan_id IS NOT NULL AND deleted_at_ms IS NULL",
+            "SELECT DISTINCT plan_id, terms_version FROM customers WHERE deleted_at_ms IS NULL",
         )
         .fetch_all(&self.readers)
         .await?;
-        rows.iter().map(|row| Ok(row.try_get("plan_id")?)).collect()
+        let read = |row: &AnyRow| {
+            Ok(TermsInUse {
+                plan_id: row.try_get("plan_id")?,
+                version: row.try_get("terms_version")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 }
 

@@ -105,6 +105,52 @@ both_databases! {
     }
 }
 
+/// The example with a second feature on Starter.
+fn with_images() -> String {
+    let feature =
+        "[features.ai_images]\nname = \"AI images\"\nunit = \"image\"\n\n[features.ai_runs]";
+    let limit = "limits.ai_images = { granted = 5, enforcement = \"hard\" }\nlimits.ai_runs = { granted = 200,";
+    EXAMPLE.replacen("[features.ai_runs]", feature, 1).replacen(
+        "limits.ai_runs = { granted = 200,",
+        limit,
+        1,
+    )
+}
+
+both_databases! {
+    async fn a_feature_that_customers_are_to_keep_cannot_be_taken_away(db: TestDb) {
+        let world = World::with_plans(&db, &with_images()).await;
+        world.customer("acme").await;
+        let keeping = EXAMPLE.replacen("id = \"starter\"", "id = \"starter\"\ngrandfather = true", 1);
+        std::fs::write(world.plans_file(), &keeping).unwrap();
+        let why = reload(&world).await.unwrap_err();
+        assert!(why.ends_with("lacks features that customers keep from an older one: ai_images"), "{why}");
+        std::fs::write(world.plans_file(), EXAMPLE).unwrap();
+        assert_eq!(reload(&world).await, Ok(1), "here they do not keep it");
+    }
+
+    async fn a_default_plan_that_customers_keep_cannot_be_taken_away(db: TestDb) {
+        let world = World::start(&db).await;
+        world.customer("acme").await;
+        let (version, _) = world.app().plans.active();
+        let without_starter = {
+            let (before, rest) = EXAMPLE.split_once("[[plans]]\nid = \"starter\"").unwrap();
+            let (_, after) = rest.split_once("[[plans]]").unwrap();
+            format!("{before}[[plans]]{after}")
+                .replace("default_plan = \"starter\"", "default_plan = \"pro\"")
+                .replace("starter = \"3.00\", ", "")
+        };
+        std::fs::write(world.plans_file(), starter_grants(50)).unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+        world.change("acme", Change::KeepTerms { version: Some(version) }).await.unwrap();
+        std::fs::write(world.plans_file(), without_starter).unwrap();
+        let why = reload(&world).await.unwrap_err();
+        assert!(why.ends_with("lacks plans that customers are on: starter"), "{why}");
+        world.change("acme", Change::KeepTerms { version: None }).await.unwrap();
+        assert_eq!(reload(&world).await, Ok(1));
+    }
+}
+
 // --- replicas ----------------------------------------------------------------------------------
 
 /// Another daemon on the world's database, with a plans file of its own.

@@ -30,6 +30,7 @@ use tollgate::store::Store;
 use tollgate::store::events::{EventKey, NewEvent, hold};
 use tollgate::store::notices::Notice;
 use tollgate::store::outbox::{NewMeterEvent, SendOutcome, Sendable};
+use tollgate::store::plans::TermsInUse;
 use tollgate::store::reports::RecordedRun;
 use tollgate::store::usage::{CounterKey, PeriodCounter};
 
@@ -186,7 +187,8 @@ both_databases! {
         tx.commit().await.unwrap();
         assert_eq!(store.customer(&acme()).await.unwrap(), Some(written.clone()));
         assert_eq!(store.customer_by_stripe_id("cus_1").await.unwrap(), Some(written));
-        assert_eq!(store.plans_in_use().await.unwrap(), ["pro"]);
+        let on_old_pro = TermsInUse { plan_id: Some("pro".to_owned()), version: Some(3) };
+        assert_eq!(store.terms_in_use().await.unwrap(), [on_old_pro]);
         let mut tx = store.begin().await.unwrap();
         assert!(tx.delete_customer(&acme()).await.unwrap());
         assert!(!tx.delete_customer(&acme()).await.unwrap());

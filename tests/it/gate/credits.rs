@@ -1,5 +1,7 @@
 //! Balances sold in credits: what a run draws follows from its model and its tokens.
 
+use tollgate::gate::quotas::Change;
+
 use super::*;
 
 /// The example's plans with credits for sale: 100 on Starter, as hard as its runs.
@@ -14,6 +16,14 @@ fn credit_plans(unknown_models: &str) -> String {
             "limits.ai_credits = {{ granted = 100, enforcement = \"hard\", nudge_at_percent = [80] }}\n{limit}"
         ),
     )
+}
+
+/// The same with other words in some places.
+fn plans_with(plans: &str, changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(plans.to_owned(), |plans, (from, to)| {
+        assert!(plans.contains(from), "{from}");
+        plans.replacen(from, to, 1)
+    })
 }
 
 /// A call about credits with these fields.
@@ -179,6 +189,33 @@ both_databases! {
         world.customer("acme").await;
         let run = track(&world, "acme", json!({"properties": {"model": "gpt-9", "output_tokens": 90_000}})).await;
         assert_eq!(run["value"], 1);
+    }
+
+    async fn who_keeps_its_terms_keeps_the_credits_that_its_models_take(db: TestDb) {
+        let world = World::with_plans(&db, &credit_plans("")).await;
+        world.customer("acme").await;
+        let dearer = plans_with(&credit_plans(""), &[
+            ("id = \"starter\"", "id = \"starter\"\ngrandfather = true"),
+            ("[models.claude-haiku]", "[models.gpt-9]\ninput = \"1.00\"\noutput = \"2.00\"\n\n[models.claude-haiku]"),
+            ("per_1k_output = \"1\" }", "per_1k_output = \"2\" }\ngpt-9 = { per_1k_input = \"1\", per_1k_output = \"4\" }"),
+        ]);
+        std::fs::write(world.plans_file(), dearer).unwrap();
+        world.settle().await;
+        world.customer("new").await;
+        let run = async |customer: &str, model: &str| {
+            let properties = json!({"model": model, "output_tokens": 3000});
+            let mut run = body(customer, json!({"properties": properties}));
+            run["feature_id"] = json!("ai_credits");
+            world.call("POST", "/v1/track", &run).await.ok()["value"].clone()
+        };
+        assert_eq!((run("acme", "claude-haiku").await, run("new", "claude-haiku").await), (json!(3), json!(6)));
+        assert_eq!(run("acme", "gpt-9").await, 12, "a model that came since has the rate it came with");
+        let held = credits(&world, "/v1/check", json!({"required_balance": 9, "reserve": {}})).await;
+        let id = held["reservation"]["id"].as_str().unwrap();
+        assert_eq!(world.commit(id, &json!({"properties": haiku(0, 2000)})).await.ok()["value"], 2);
+        world.change("acme", Change::KeepTerms { version: None }).await.unwrap();
+        assert_eq!(run("acme", "claude-haiku").await, 6);
+        assert_eq!(world.subjects(), Vec::<String>::new());
     }
 
     async fn a_first_answer_stands_when_the_table_has_changed(db: TestDb) {
