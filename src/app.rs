@@ -87,10 +87,16 @@ pub enum PlansRefused {
 }
 
 /// Refuses plans that lack one that customers are on, or a feature of those that they keep the terms
-/// of, or are to keep them.
-pub async fn check_plans_in_use(store: &Store, catalog: &Catalog) -> Result<(), PlansRefused> {
+/// of, or are to keep them. What is in force already has done that harm, and keeps no daemon from
+/// starting.
+pub async fn check_plans_in_use(
+    store: &Store,
+    source: &str,
+    catalog: &Catalog,
+) -> Result<(), PlansRefused> {
     let (mut plans, mut features) = (BTreeSet::new(), BTreeSet::new());
     let newest = store.active_plans().await?.map(|(_, source)| source);
+    let is_in_force = newest.as_deref() == Some(source);
     for TermsInUse { plan_id, version } in store.terms_in_use().await? {
         let source = match version {
             Some(version) => store.plans_of(version).await?,
@@ -99,14 +105,14 @@ pub async fn check_plans_in_use(store: &Store, catalog: &Catalog) -> Result<(), 
         // What a former build took and this one does not can have no terms to keep.
         let terms = source.and_then(|source| Catalog::parse(&source).ok());
         let default = terms.as_ref().and_then(|terms| terms.default_plan.as_ref());
-        let is_bound = plan_id.is_some() || version.is_some();
+        let is_bound = plan_id.is_some() || (version.is_some() && !is_in_force);
         let Some(id) = plan_id.or(default.map(ToString::to_string)) else { continue };
         let Some(plan) = catalog.plan(&id) else {
             // Who has no subscription and keeps nothing is on whatever the default is.
             plans.extend(is_bound.then_some(id));
             continue;
         };
-        if version.is_some() || plan.grandfather {
+        if !is_in_force && (version.is_some() || plan.grandfather) {
             let kept = terms.as_ref().and_then(|terms| terms.plan(&id));
             let kept = kept.into_iter().flat_map(|plan| plan.limits.keys());
             let missing = kept.filter(|feature| !catalog.features.contains_key(*feature));

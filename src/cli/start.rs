@@ -193,7 +193,7 @@ pub async fn start(
         Drive::Command => plans_in_force(&store).await?.unwrap_or((Some(0), source, catalog)),
         Drive::Loops | Drive::Steps => (None, source, catalog),
     };
-    check_plans_in_use(&store, &catalog).await.map_err(|refused| match refused {
+    check_plans_in_use(&store, &source, &catalog).await.map_err(|refused| match refused {
         PlansRefused::Lacks(_) | PlansRefused::LacksFeatures(_) => {
             StartError::Config(format!("TOLLGATE_PLANS: {refused}"))
         }

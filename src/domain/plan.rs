@@ -157,7 +157,8 @@ impl CreditTable {
     /// Whether each model takes in `newer` what it takes here. What this table does not know is not
     /// looked at: that came with the newer one.
     fn holds_in(&self, newer: &Self) -> bool {
-        self.unknown_models == newer.unknown_models
+        let same_stand_in = || self.unknown_models == newer.unknown_models;
+        (self.unknown_models.is_none() || same_stand_in())
             && self.rates.iter().all(|(model, rate)| newer.rates.get(model) == Some(rate))
     }
 }

@@ -42,8 +42,8 @@ pub(super) async fn run(
     loop {
         let error = match try_once(app, line, &mut books, asks).await {
             Ok((now, results)) => {
-                app.outages.ended();
                 outage::remember_all(app, &books, now, &results);
+                app.outages.ended();
                 books.age();
                 return (books, results);
             }

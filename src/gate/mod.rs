@@ -145,12 +145,20 @@ impl Gate {
     async fn conclude(
         &self,
         decision: Result<Decided, GateError>,
-        request: &Request,
+        request: &Arc<Request>,
     ) -> Result<Answer, GateError> {
         let decided = match decision {
             // Where nobody has answered in time, the writer may still be at it.
             Err(error @ (GateError::NotTaken | GateError::Unavailable(Some(_)))) => {
-                outage::stand_in(&self.app, request).await.ok_or(error)?
+                match outage::stand_in(&self.app, request).await {
+                    Some(decided) => decided,
+                    // It was over before anybody could be let through in it.
+                    None if matches!(error, GateError::NotTaken) && !self.app.outages.lasts() => {
+                        outage::catch_up(&self.app, request).await?;
+                        self.decide(request).await?
+                    }
+                    None => return Err(error),
+                }
             }
             decided => decided?,
         };

@@ -57,7 +57,12 @@ pub(super) fn remember_all(
         let is_news = facts.decided_at == now
             && facts.remark != Remark::Degraded
             && facts.period == account.customer.tier.cycle.period_at(now);
-        if is_news && allowance(app, facts).is_some() {
+        // What a run takes is told by the plans in force alone in an outage.
+        let kept = account.customer.terms_version.and_then(|version| books.terms.get(&version));
+        let feature_id = &facts.feature_id;
+        let same_rates =
+            kept.is_none_or(|kept| kept.credits.get(feature_id) == catalog.credits.get(feature_id));
+        if is_news && same_rates && allowance(app, facts).is_some() {
             app.outages.remember(NewEvent {
                 facts: facts.clone(),
                 series: account.customer.tier.cycle.series,

@@ -112,11 +112,12 @@ pub(super) fn units_of(
         return Ok(stated.unwrap_or(otherwise));
     };
     // A question may leave the tokens open; what is counted would be one credit without them.
-    let left_out = said.tokens == Tokens::LeftOut && intent != Intent::Check;
-    if said.run == RunFacts::default() && !left_out && said.tokens != Tokens::Counted {
+    let is_question = intent == Intent::Check;
+    if said.run == RunFacts::default() && (is_question || said.tokens == Tokens::Unsaid) {
         // Who says nothing of the run asks whether there is any balance at all.
         return Ok(otherwise);
     }
     let drawn = credits_drawn(rates, &said.run)?;
+    let left_out = said.tokens == Tokens::LeftOut && !is_question;
     if left_out { Err(CreditError::NoTokens) } else { Ok(drawn) }
 }

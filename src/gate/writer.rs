@@ -250,9 +250,9 @@ impl Writer {
         };
         outage::forget(&self.app, changed.as_ref());
         let Err(refused) = written else {
-            self.app.outages.ended();
             self.caution.was_in_time();
             outage::remember_all(&self.app, &self.batch.books, decided_at, &results);
+            self.app.outages.ended();
             answer(replies, results);
             return self.forget(changed);
         };

@@ -21,7 +21,7 @@ async fn take_changed_file(app: &App) -> anyhow::Result<bool> {
     let Some(changed) = app.plans_file.changed()? else { return Ok(false) };
     let name = app.plans_file.path().display().to_string();
     let catalog = Catalog::parse(&changed).map_err(|mistakes| mistakes.in_file(name))?;
-    check_plans_in_use(&app.store, &catalog).await?;
+    check_plans_in_use(&app.store, &changed, &catalog).await?;
     let version = terms::activate(&app.store, &app.entropy, &changed, &catalog).await?;
     app.plans_file.accept(changed);
     app.plans.activate(version, catalog);

@@ -136,7 +136,7 @@ impl Tx {
     }
 
     async fn lock_one(&mut self, id: &CustomerId, only: &str) -> Result<Option<Customer>> {
-        self.changes(id);
+        self.may_change(id);
         let lock = self.dialect.lock_rows();
         let sql = format!("SELECT {COLUMNS} FROM customers WHERE customer_id = $1{only}{lock}");
         let row =
@@ -147,6 +147,7 @@ impl Tx {
     /// Inserts a customer unless it exists (a deleted one comes back with its new profile
     /// and its old usage: forgetting who it was is no way to a fresh allowance); answers whether a row was written.
     pub async fn insert_customer(&mut self, customer: &Customer) -> Result<bool> {
+        self.changes(&customer.id);
         let done = sqlx::query(
             "INSERT INTO customers (customer_id, email, name, stripe_customer_id, created_at_ms, standing, \
              series, anchor_ms, cycle_interval, entitlement_version, revision) \
@@ -170,6 +171,7 @@ impl Tx {
 
     /// Writes the customer as given, if it is still at the revision it was read at.
     pub async fn update_customer(&mut self, customer: &Customer) -> Result<()> {
+        self.changes(&customer.id);
         let tier = &customer.tier;
         let subscription = tier.subscription.as_ref();
         let done = sqlx::query(
@@ -213,6 +215,7 @@ impl Tx {
 
     /// Forgets who the customer is and takes it out of use. Its usage stays in the ledger.
     pub async fn delete_customer(&mut self, id: &CustomerId) -> Result<bool> {
+        self.changes(id);
         let done = sqlx::query(
             "UPDATE customers SET deleted_at_ms = $2, email = NULL, email_is_stripes = 0, name = NULL, \
              stripe_customer_id = NULL, plan_id = NULL, subscription_id = NULL, \

@@ -57,7 +57,7 @@ pub struct Tx {
     pub now: Timestamp,
     pub(super) dialect: Dialect,
     changed: Arc<Changed>,
-    /// Whom it may have changed, on PostgreSQL: they are told of when it has committed.
+    /// Whom it has changed, on PostgreSQL: that is told when it is committed. `None` is everyone.
     own: Option<HashSet<CustomerId>>,
     pub(super) statements: Arc<Statements>,
 }
@@ -155,15 +155,15 @@ impl Tx {
     }
 
     pub async fn commit(mut self) -> Result<()> {
-        self.connection().execute("COMMIT").await?;
-        self.has_ended();
-        if self.dialect == Dialect::Postgres {
-            match self.own.take() {
-                Some(own) if own.is_empty() => {}
-                Some(own) => self.changed.add(own),
-                None => *self.changed.set() = None,
-            }
+        let done = self.connection().execute("COMMIT").await;
+        // It may have been done though its answer was lost.
+        match self.own.take() {
+            Some(own) if own.is_empty() => {}
+            Some(own) => self.changed.add(own),
+            None => *self.changed.set() = None,
         }
+        done?;
+        self.has_ended();
         Ok(())
     }
 
@@ -187,21 +187,24 @@ impl Tx {
         self.changed.set().replace(HashSet::new())
     }
 
-    /// Notes that this transaction may change a customer. Too early is no harm; the gate reads
-    /// the row again.
-    pub(super) fn changes(&mut self, id: &CustomerId) {
-        match (self.dialect, &mut self.own) {
-            (Dialect::Sqlite, _) => self.changed.add([id.clone()]),
-            (Dialect::Postgres, Some(own)) => {
-                own.insert(id.clone());
-            }
-            (Dialect::Postgres, None) => {}
+    /// Notes that this transaction may change a customer, on SQLite. Too early is no harm; the gate
+    /// reads the row again.
+    pub(super) fn may_change(&self, id: &CustomerId) {
+        if self.dialect == Dialect::Sqlite {
+            self.changed.add([id.clone()]);
         }
     }
 
     /// The same for customers whose rows were locked as a set.
-    pub fn note_changes<'i>(&mut self, ids: impl IntoIterator<Item = &'i CustomerId>) {
-        ids.into_iter().for_each(|id| self.changes(id));
+    pub fn note_changes<'i>(&self, ids: impl IntoIterator<Item = &'i CustomerId>) {
+        ids.into_iter().for_each(|id| self.may_change(id));
+    }
+
+    /// Notes that it does change one, on PostgreSQL: what is read again there is compared anyway.
+    pub(super) fn changes(&mut self, id: &CustomerId) {
+        if let (Dialect::Postgres, Some(own)) = (self.dialect, &mut self.own) {
+            own.insert(id.clone());
+        }
     }
 
     /// The same for everyone.

@@ -315,7 +315,8 @@ both_databases! {
             FROM reservations CROSS JOIN (VALUES ('a'), ('b'), ('c'), ('d')) AS t";
         rows(&db.url, more).await;
         rows(&db.url, "UPDATE usage_counters SET reserved_units = 1000").await;
-        world.advance(Duration::from_secs(60)).await;
+        world.clock.advance(Duration::from_secs(60)).unwrap();
+        Job::Expire.step(world.app()).await.unwrap();
         assert_eq!(rows(&db.url, "SELECT reserved_units FROM usage_counters").await, ["0"]);
         assert_eq!(rows(&db.url, "SELECT DISTINCT state FROM reservations").await, ["expired"]);
     }
