@@ -130,7 +130,7 @@ both_databases! {
     }
 
     async fn a_default_plan_that_customers_keep_cannot_be_taken_away(db: TestDb) {
-        let world = World::start(&db).await;
+        let mut world = World::start(&db).await;
         world.customer("acme").await;
         let (version, _) = world.app().plans.active();
         let without_starter = {
@@ -148,6 +148,10 @@ both_databases! {
         assert!(why.ends_with("lacks plans that customers are on: starter"), "{why}");
         world.change("acme", Change::KeepTerms { version: None }).await.unwrap();
         assert_eq!(reload(&world).await, Ok(1));
+        // A build that did not look had put it in force; that is no reason not to start.
+        rows(&db.url, &format!("UPDATE customers SET terms_version = {version}")).await;
+        world.restart().await;
+        assert_eq!(granted(&world).await, 200);
     }
 }
 
