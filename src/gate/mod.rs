@@ -134,31 +134,33 @@ impl Gate {
         }
         outage::look_again(&self.app).await;
         let request = Arc::new(request);
-        let decision = match outage::catch_up(&self.app, &request).await {
-            Ok(()) => self.decide(&request).await,
-            Err(away) => Err(away),
-        };
-        self.conclude(decision, &request).await
+        let answer = self.conclude(self.decide_after_all(&request).await, &request).await;
+        match answer {
+            // The outage was over before this one could be let through in it. A batch leaves that to
+            // its caller: one after another, its runs could wait for hours.
+            Err(GateError::NotTaken) if !self.app.outages.lasts() => {
+                self.word(self.decide_after_all(&request).await?).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Decides once all is counted that waits to be.
+    async fn decide_after_all(&self, request: &Arc<Request>) -> Result<Decided, GateError> {
+        outage::catch_up(&self.app, request).await?;
+        self.decide(request).await
     }
 
     /// Words a decision; one that the database could not make, the plan may make for an outage.
     async fn conclude(
         &self,
         decision: Result<Decided, GateError>,
-        request: &Arc<Request>,
+        request: &Request,
     ) -> Result<Answer, GateError> {
         let decided = match decision {
             // Where nobody has answered in time, the writer may still be at it.
             Err(error @ (GateError::NotTaken | GateError::Unavailable(Some(_)))) => {
-                match outage::stand_in(&self.app, request).await {
-                    Some(decided) => decided,
-                    // It was over before anybody could be let through in it.
-                    None if matches!(error, GateError::NotTaken) && !self.app.outages.lasts() => {
-                        outage::catch_up(&self.app, request).await?;
-                        self.decide(request).await?
-                    }
-                    None => return Err(error),
-                }
+                outage::stand_in(&self.app, request).await.ok_or(error)?
             }
             decided => decided?,
         };
