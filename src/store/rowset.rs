@@ -93,7 +93,11 @@ impl SetStatement {
 
     /// Inserts rows.
     pub(crate) fn insert(dialect: Dialect, insert: Insert<'_>) -> Self {
-        let (before, after) = insert.around("true");
+        Self::insert_by(dialect, "INSERT", insert)
+    }
+
+    fn insert_by(dialect: Dialect, verb: &str, insert: Insert<'_>) -> Self {
+        let (before, after) = insert.around(verb, "true");
         Self::new(dialect, insert.columns, &before, &after)
     }
 
@@ -158,15 +162,16 @@ impl SetStatement {
 
 impl Insert<'_> {
     /// The statement before and after the set of rows.
-    fn around(&self, condition: &str) -> (String, String) {
+    fn around(&self, verb: &str, condition: &str) -> (String, String) {
         let names = names(self.columns);
         // SQLite would take the ON of a conflict clause for a join's without the WHERE.
-        let before = format!("INSERT INTO {} ({names}) SELECT {names} FROM", self.table);
+        let before = format!("{verb} INTO {} ({names}) SELECT {names} FROM", self.table);
         (before, format!("WHERE {condition} {}", self.on_conflict))
     }
 }
 
-/// Two inserts in one call of the driver: for a few rows the call costs more than they do.
+/// Two inserts in one call of the driver: for a few rows the call costs more than they do. What fails
+/// leaves the transaction good for nothing but to be rolled back.
 pub(crate) struct Inserts {
     dialect: Dialect,
     each: [SetStatement; 2],
@@ -201,7 +206,7 @@ impl Inserts {
         basis: &Basis,
     ) -> Self {
         let text = |insert: Insert<'_>, parameter, condition| {
-            let (before, after) = insert.around(condition);
+            let (before, after) = insert.around("INSERT", condition);
             format!("{before} {} AS w {after}", recordset(insert.columns, parameter))
         };
         let always = "true";
@@ -217,7 +222,13 @@ impl Inserts {
             text(first, 1, holds),
             text(second, 2, holds),
         );
-        let each = [first, second].map(|insert| SetStatement::insert(dialect, insert));
+        // A statement that may fail half-way keeps a copy of each page that it changes, to take back
+        // what it has done. Nobody goes on in a transaction that failed here, so it need not.
+        let verb = match dialect {
+            Dialect::Sqlite => "INSERT OR FAIL",
+            Dialect::Postgres => "INSERT",
+        };
+        let each = [first, second].map(|insert| SetStatement::insert_by(dialect, verb, insert));
         Self { dialect, each, together: Arc::from(together), compared: Arc::from(compared) }
     }
 
