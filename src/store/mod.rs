@@ -71,6 +71,7 @@ const MIGRATIONS: &[(i64, &str, Option<Dialect>, &str)] = &[
     (10, "clustered", Some(Dialect::Sqlite), include_str!("../../migrations/0010_clustered.sql")),
     (11, "untold", None, include_str!("../../migrations/0011_untold.sql")),
     (12, "named_holds", None, include_str!("../../migrations/0012_named_holds.sql")),
+    (13, "by_bytes", Some(Dialect::Postgres), include_str!("../../migrations/0013_by_bytes.sql")),
 ];
 
 /// What the database could not do.

@@ -191,6 +191,23 @@ both_databases! {
         assert_eq!(rows(&db.url, waiting).await, ["evt_named", "evt_stranger"], "one needs a person");
     }
 
+    async fn every_text_is_compared_byte_by_byte(db: TestDb) {
+        version_1(&db).await;
+        let store = Store::open(&db.url.clone().into(), Clock::manual(now())).await.unwrap();
+        store.migrate().await.unwrap();
+        // Nor in a table that comes later, which this finds where nobody thought of it.
+        let others = match db.is_postgres() {
+            true => "SELECT table_name, column_name FROM information_schema.columns \
+                WHERE table_schema = current_schema() AND data_type = 'text' \
+                AND collation_name IS DISTINCT FROM 'C' AND table_name <> '_sqlx_migrations'",
+            false => "SELECT name FROM sqlite_master WHERE sql LIKE '%COLLATE%'",
+        };
+        assert_eq!(rows(&db.url, others).await, [""; 0]);
+        let names = "SELECT customer_id FROM (SELECT customer_id FROM customers \
+            UNION ALL SELECT 'B' AS customer_id) AS c ORDER BY customer_id";
+        assert_eq!(rows(&db.url, names).await, ["B", "acme"]);
+    }
+
     async fn what_the_first_build_answered_is_answered_again_word_for_word(db: TestDb) {
         version_1(&db).await;
         let world = World::start(&db).await;
