@@ -1,12 +1,17 @@
 -- On PostgreSQL: text is compared byte by byte, as SQLite does. In a language's order, which a database
 -- has by default, each comparison takes longer, and an index that says whether a key was seen before is
--- no longer right when an upgrade of the system's library changes that order. No table is written anew;
--- the indexes are.
+-- no longer right when an upgrade of the system's library changes that order.
+--
+-- This is for a database that nobody has served from yet. One that is in use keeps its order: a change
+-- would break the statements that other replicas have prepared, and lock and rebuild everything.
 
 DO $$
 DECLARE
     changed RECORD;
 BEGIN
+    IF EXISTS (SELECT FROM plan_versions) THEN
+        RETURN;
+    END IF;
     FOR changed IN
         SELECT table_name,
             string_agg(format('ALTER COLUMN %I TYPE TEXT COLLATE "C"', column_name), ', ') AS columns

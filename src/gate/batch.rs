@@ -309,7 +309,8 @@ impl Batch {
         let metered = self.apply(&key, &facts, &request_key, None);
         let entity_id = request.entity_id.as_ref().map(ToString::to_string);
         self.hold(&key, &facts, entity_id.as_deref());
-        if facts.counted > 0 || request.key.is_some() {
+        // Whatever moves a counter has a row, by which the database refuses it a second time.
+        if facts.counted > 0 || facts.hold.is_some() || request.key.is_some() {
             self.remember(NewEvent {
                 series: key.series,
                 key: event_key,

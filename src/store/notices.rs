@@ -98,7 +98,8 @@ impl Store {
 
 impl Tx {
     /// Adds a notice unless its like is there already: one per customer, feature, period, kind,
-    /// percent and entitlement version.
+    /// percent and entitlement version. In the place of one that was dropped it is put if its plans
+    /// file is a later one: a replica that had not read that yet may have told of what was none.
     pub async fn insert_notice(&mut self, notice: &Notice) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO notices (notice_id, customer_id, feature_id, series, period_start_ms, period_end_ms, \
@@ -106,7 +107,12 @@ impl Tx {
              created_at_ms, due_at_ms, state_since_ms, attempts) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'due', $10, $11, $12, $13, $14, $15, $14, 0) \
              ON CONFLICT (customer_id, feature_id, series, period_start_ms, kind, percent, entitlement_version) \
-             DO NOTHING",
+             DO UPDATE SET notice_id = excluded.notice_id, period_end_ms = excluded.period_end_ms, state = 'due', \
+             usage_units = excluded.usage_units, plan_id = excluded.plan_id, \
+             from_plan_id = excluded.from_plan_id, plan_version = excluded.plan_version, \
+             created_at_ms = excluded.created_at_ms, due_at_ms = excluded.due_at_ms, \
+             state_since_ms = excluded.state_since_ms, attempts = 0, detail = NULL \
+             WHERE notices.state = 'dropped' AND notices.plan_version < excluded.plan_version",
         )
         .bind(&notice.notice_id)
         .bind(notice.customer_id.as_str())

@@ -14,7 +14,7 @@ use tollgate::sim::SeedPrice;
 use crate::harness::postgres::TestDb;
 use crate::harness::process::{Machine, wait_for};
 use crate::harness::sql::rows;
-use crate::harness::world::{ADMIN_TOKEN, World};
+use crate::harness::world::{ADMIN_TOKEN, API_KEY, World};
 
 const EXAMPLE: &str = include_str!("../../plans.example.toml");
 
@@ -454,6 +454,30 @@ async fn two_replicas_that_tell_at_once_tell_each_customer_once() {
     }
     let told = "SELECT COUNT(*), COUNT(DISTINCT customer_id) FROM notices";
     assert_eq!(rows(&db.url, told).await, ["450|450"]);
+    other.stop().await.unwrap();
+}
+
+/// For some seconds it decides by the file of before, and takes 160 of 400 for four fifths.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_that_is_behind_takes_for_a_threshold_is_told_when_it_is_one() {
+    let db = TestDb::postgres().await;
+    let world = World::start(&db).await;
+    world.customer("acme").await;
+    let other = world.replica(world.clock.clone()).await;
+    std::fs::write(world.plans_file(), starter_grants(400)).unwrap();
+    reload(&world).await.unwrap();
+    let runs = json!({"customer_id": "acme", "feature_id": "ai_runs", "value": 160});
+    let url = format!("http://{}/v1/track", other.address);
+    let tracked = world.http.post(url).bearer_auth(API_KEY).body(runs.to_string());
+    assert_eq!(tracked.send().await.unwrap().status(), 200);
+    world.settle().await;
+    Job::ReloadPlans.step(&other.app).await.unwrap();
+    let notices = "SELECT state, usage_units FROM notices ORDER BY created_at_ms";
+    assert_eq!(rows(&db.url, notices).await, ["dropped|160"]);
+    world.runs("acme", 160).await;
+    world.settle().await;
+    assert_eq!(rows(&db.url, notices).await, ["sent|320"]);
+    assert_eq!(world.subjects(), ["You've used 80% of your AI runs this month."]);
     other.stop().await.unwrap();
 }
 

@@ -254,6 +254,21 @@ both_databases! {
         assert_eq!(store.list_notices(None, None, 9).await.unwrap(), listed);
     }
 
+    async fn a_notice_that_came_to_nothing_makes_way_for_one_of_a_later_plans_file(db: TestDb) {
+        let store = open(&db).await;
+        let (due, dropped) = (NoticeState::Due, NoticeState::Dropped);
+        let like = Notice { notice_id: "ntc_2".to_owned(), usage_units: 320, ..notice() };
+        let later = Notice { plan_version: notice().plan_version + 1, ..like.clone() };
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.insert_notice(&notice()).await.unwrap());
+        assert!(!tx.insert_notice(&later).await.unwrap(), "it may yet be sent");
+        assert!(tx.move_notice("ntc_1", due, dropped, Some("the limit was raised since")).await.unwrap());
+        assert!(!tx.insert_notice(&like).await.unwrap(), "nothing has changed");
+        assert!(tx.insert_notice(&later).await.unwrap());
+        assert_eq!(tx.lock_notice("ntc_1").await.unwrap(), None);
+        assert_eq!(tx.lock_notice("ntc_2").await.unwrap(), Some(later));
+    }
+
     async fn the_outbox_keeps_sends_and_settles(db: TestDb) {
         let store = open(&db).await;
         let event = NewMeterEvent {
