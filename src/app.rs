@@ -80,14 +80,17 @@ pub struct Nudges {
 pub enum PlansRefused {
     #[error("the plans file lacks plans that customers are on: {}", .0.join(", "))]
     Lacks(Vec<String>),
-    #[error("the plans file lacks features that customers keep from an older one: {}", .0.join(", "))]
+    #[error(
+        "the plans file lacks features that customers keep from an older one, or have an override, a grant \
+         or a hold of: {}", .0.join(", ")
+    )]
     LacksFeatures(Vec<String>),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 /// Refuses plans that lack one that customers are on, or a feature of those that they keep the terms
-/// of, or are to keep them. What is in force already has done that harm, and keeps no daemon from
+/// of, or are to keep them, or one that support has given them more of. What is in force already has done that harm, and keeps no daemon from
 /// starting.
 pub async fn check_plans_in_use(
     store: &Store,
@@ -118,6 +121,10 @@ pub async fn check_plans_in_use(
             let missing = kept.filter(|feature| !catalog.features.contains_key(*feature));
             features.extend(missing.map(ToString::to_string));
         }
+    }
+    if !is_in_force {
+        let used = store.features_in_use().await?.into_iter();
+        features.extend(used.filter(|id| !catalog.features.contains_key(id.as_str())));
     }
     match (plans.is_empty(), features.is_empty()) {
         (false, _) => Err(PlansRefused::Lacks(plans.into_iter().collect())),

@@ -102,7 +102,8 @@ pub struct Answer {
     /// Whether a hard limit is exceeded; only in answers to `commit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub over_limit: Option<bool>,
-    /// Whether the run came after its reservation's expiry or period; only in answers to `commit`.
+    /// Whether the run came after its reservation's expiry, or too late for the period that it was held
+    /// in; only in answers to `commit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late: Option<bool>,
     /// Whether the database could not answer, and the run is journalled until it can.
@@ -242,7 +243,7 @@ fn upgrade(
     links: &Links,
 ) -> Option<Upgrade> {
     let feature = catalog.features.get(&facts.feature_id)?;
-    let next = catalog.plan(plan?.upgrade_to.as_ref()?.as_str())?;
+    let next = plan?.way_up(catalog, &facts.feature_id, facts.usage)?;
     let offer = offer(feature, next);
     let at_price = offer.price.as_ref().map(|price| format!(" at {price}")).unwrap_or_default();
     let way_up = format!("{} gives you {}{at_price}.", next.name, offer.gives);
@@ -428,6 +429,25 @@ mod tests {
         let on_team =
             Facts { plan_id: Some("team".parse().unwrap()), ..facts(1, Reason::WithinLimit) };
         assert_eq!(worded(&on_team, PLANS)["upgrade"], Value::Null);
+    }
+
+    #[test]
+    fn a_plan_that_leaves_the_gate_shut_is_no_way_up() {
+        let on_pro = |usage| {
+            let plan_id = Some("pro".parse().unwrap());
+            worded(&Facts { plan_id, ..facts(usage, Reason::WithinLimit) }, PLANS)["upgrade"]
+                .clone()
+        };
+        assert_eq!(on_pro(5_999)["plan_id"], "team");
+        assert_eq!(on_pro(6_000), Value::Null, "Team is closed at 6,000");
+        let without = PLANS.replace(
+            "limits.ai_runs = { granted = 6000, enforcement = \"hard\", custom = true }",
+            "",
+        );
+        assert_ne!(without, PLANS);
+        let on_pro =
+            Facts { plan_id: Some("pro".parse().unwrap()), ..facts(1, Reason::WithinLimit) };
+        assert_eq!(worded(&on_pro, &without)["upgrade"], Value::Null);
     }
 
     #[test]

@@ -46,14 +46,24 @@ pub struct RunFacts {
 
 const TOKEN_FIELDS: [&str; 3] = ["input_tokens", "cached_input_tokens", "output_tokens"];
 
+/// What providers' APIs call them, where that is another name.
+const ELSEWHERE: [(&str, &str); 6] = [
+    ("prompt_tokens", "input_tokens"),
+    ("promptTokenCount", "input_tokens"),
+    ("completion_tokens", "output_tokens"),
+    ("candidatesTokenCount", "output_tokens"),
+    ("cache_read_input_tokens", "cached_input_tokens"),
+    ("cachedContentTokenCount", "cached_input_tokens"),
+];
+
 /// What a run's properties say of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tokens {
     /// Neither tokens nor a model.
     #[default]
     Unsaid,
-    /// They speak of a model or of tokens, and yet count none: most likely these are named as a
-    /// provider's API names them.
+    /// They speak of a model or of tokens, and yet do not count these, or not all of them: most likely
+    /// they are named as a provider's API names them.
     LeftOut,
     /// How many there were, be it none.
     Counted,
@@ -63,13 +73,26 @@ impl Tokens {
     /// As the properties have them.
     pub fn said_by(properties: &Map<String, Value>) -> Self {
         let is_said = |field: &str| properties.get(field).is_some_and(|value| !value.is_null());
-        let speaks = properties.keys().any(|name| name.to_ascii_lowercase().contains("token"));
+        let is_counted =
+            |field: &str| properties.get(field).is_some_and(|n| n.as_f64() > Some(0.0));
+        let mut elsewhere = ELSEWHERE.into_iter();
+        let is_misnamed = elsewhere.any(|(theirs, ours)| is_counted(theirs) && !is_said(ours));
         match TOKEN_FIELDS.into_iter().any(is_said) {
-            true => Self::Counted,
-            false if speaks || is_said("model") => Self::LeftOut,
-            false => Self::Unsaid,
+            true if !is_misnamed => Self::Counted,
+            false if !is_said("model") && !speaks_of_tokens(properties) => Self::Unsaid,
+            _ => Self::LeftOut,
         }
     }
+}
+
+/// Whether something in them is called tokens, or in an object in them, such as a provider's `usage`.
+fn speaks_of_tokens(properties: &Map<String, Value>) -> bool {
+    properties.iter().any(|(name, value)| {
+        let within = value.as_object().is_some_and(|inner| {
+            inner.keys().any(|name| name.to_ascii_lowercase().contains("token"))
+        });
+        within || name.to_ascii_lowercase().contains("token")
+    })
 }
 
 /// A property of a run that is not what it must be.
@@ -182,6 +205,9 @@ mod tests {
             json!({"model": "m", "prompt_tokens": 5, "completion_tokens": 9}),
             json!({"inputTokens": 5}),
             json!({"model": "m", "input_tokens": null}),
+            json!({"model": "m", "input_tokens": 5, "completion_tokens": 9}),
+            json!({"model": "m", "input_tokens": 5, "cache_read_input_tokens": 9}),
+            json!({"usage": {"input_tokens": 5}}),
         ] {
             assert!(left_out(said.clone()), "{said}");
         }
@@ -190,6 +216,9 @@ mod tests {
             json!({"request": 7}),
             json!({"model": "m", "output_tokens": 0}),
             json!({"model": "m", "max_tokens": 4000, "input_tokens": 5}),
+            json!({"input_tokens": 5, "output_tokens": 9, "prompt_tokens": 5, "completion_tokens": 9}),
+            json!({"input_tokens": 5, "cache_read_input_tokens": 0}),
+            json!({"usage": {"seconds": 5}}),
         ] {
             assert!(!left_out(said.clone()), "{said}");
         }

@@ -40,7 +40,7 @@ pub struct CheckBody {
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReserveBody {
-    /// Seconds until units that were neither committed nor released are free again.
+    /// Seconds until units that were neither committed nor released are free again, within five more.
     #[schema(minimum = 1, maximum = 604_800, default = 900)]
     pub expires_in_seconds: Option<i64>,
 }

@@ -275,7 +275,7 @@ fn usage_facts(
         Mark::Percent(percent) => (Some(percent), None),
         Mark::Units(units) => (None, Some(units)),
     };
-    let next = plan.upgrade_to.as_ref().and_then(|id| catalog.plan(id.as_str()));
+    let next = plan.way_up(catalog, &feature.id, notice.usage_units);
     let link = |purpose| Some(app.links.url(purpose, &customer.id, notice.period.end));
     let pace = pace(notice.usage_units, notice.period, notice.created_at);
     Some(UsageFacts {

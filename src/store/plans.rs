@@ -134,6 +134,20 @@ impl Store {
         };
         rows.iter().map(read).collect()
     }
+
+    /// The features that some customer has an override or a grant of now, or holds units of.
+    pub async fn features_in_use(&self) -> Result<Vec<String>> {
+        let rows = sqlx::query(
+            "SELECT feature_id FROM overrides WHERE ends_at_ms IS NULL OR ends_at_ms > $1 \
+             UNION SELECT feature_id FROM grants WHERE state = 'live' AND used_units < units \
+             AND (expires_at_ms IS NULL OR expires_at_ms > $1) \
+             UNION SELECT feature_id FROM reservations WHERE state = 'pending'",
+        )
+        .bind(self.clock.now().ms())
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok(row.try_get("feature_id")?)).collect()
+    }
 }
 
 impl Tx {

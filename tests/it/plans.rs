@@ -124,9 +124,23 @@ both_databases! {
         let keeping = EXAMPLE.replacen("id = \"starter\"", "id = \"starter\"\ngrandfather = true", 1);
         std::fs::write(world.plans_file(), &keeping).unwrap();
         let why = reload(&world).await.unwrap_err();
-        assert!(why.ends_with("lacks features that customers keep from an older one: ai_images"), "{why}");
+        assert!(why.contains("lacks features that customers keep from an older one") && why.ends_with(": ai_images"), "{why}");
         std::fs::write(world.plans_file(), EXAMPLE).unwrap();
         assert_eq!(reload(&world).await, Ok(1), "here they do not keep it");
+    }
+
+    async fn a_feature_that_support_has_given_cannot_be_taken_away(db: TestDb) {
+        let world = World::with_plans(&db, &with_images()).await;
+        world.customer("acme").await;
+        let grant = json!({"feature_id": "ai_images", "units": 5, "draw": "after", "idempotency_key": "a"});
+        let path = "/admin/api/v1/customers/acme/grants";
+        let granted = world.call_as(ADMIN_TOKEN, "POST", path, &grant).await.ok();
+        std::fs::write(world.plans_file(), EXAMPLE).unwrap();
+        let why = reload(&world).await.unwrap_err();
+        assert!(why.ends_with("a grant or a hold of: ai_images"), "{why}");
+        let path = format!("{path}/{}", granted["grant_id"].as_str().unwrap());
+        assert_eq!(world.call_as(ADMIN_TOKEN, "DELETE", &path, &Value::Null).await.status, 204);
+        assert_eq!(reload(&world).await, Ok(1));
     }
 
     async fn a_default_plan_that_customers_keep_cannot_be_taken_away(db: TestDb) {
