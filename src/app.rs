@@ -81,8 +81,9 @@ pub enum PlansRefused {
     #[error("the plans file lacks plans that customers are on: {}", .0.join(", "))]
     Lacks(Vec<String>),
     #[error(
-        "the plans file lacks features that customers keep from an older one, or have an override, a grant \
-         or a hold of: {}", .0.join(", ")
+        "the plans file lacks features that customers keep from an older one, or have an override or a \
+         grant of: {}",
+        .0.join(", ")
     )]
     LacksFeatures(Vec<String>),
     #[error(transparent)]
@@ -90,8 +91,8 @@ pub enum PlansRefused {
 }
 
 /// Refuses plans that lack one that customers are on, or a feature of those that they keep the terms
-/// of, or are to keep them, or one that support has given them more of. What is in force already has done that harm, and keeps no daemon from
-/// starting.
+/// of, or are to keep them, or one that support has given them more of. What is in force already has
+/// done that harm, and keeps no daemon from starting.
 pub async fn check_plans_in_use(
     store: &Store,
     source: &str,
@@ -122,9 +123,13 @@ pub async fn check_plans_in_use(
             features.extend(missing.map(ToString::to_string));
         }
     }
-    if !is_in_force {
-        let used = store.features_in_use().await?.into_iter();
-        features.extend(used.filter(|id| !catalog.features.contains_key(id.as_str())));
+    // What the file in force has not got either is not taken away by this one.
+    let before = newest.filter(|_| !is_in_force).and_then(|newest| Catalog::parse(&newest).ok());
+    if let Some(before) = before {
+        let taken =
+            |id: &str| before.features.contains_key(id) && !catalog.features.contains_key(id);
+        let given = store.features_given().await?.into_iter().filter(|(id, _)| taken(id));
+        features.extend(given.map(|(id, customer)| format!("{id} (given to {customer})")));
     }
     match (plans.is_empty(), features.is_empty()) {
         (false, _) => Err(PlansRefused::Lacks(plans.into_iter().collect())),

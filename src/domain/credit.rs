@@ -13,7 +13,7 @@ pub enum CreditError {
     NoModel,
     /// The name is fit to be shown: see [`crate::domain::run::is_model_name`].
     #[error(
-        "the run says neither how many credits it takes nor all of its tokens by their names, which are \
+        "the run says neither how many credits it takes nor its tokens by their names, which are \
          input_tokens, cached_input_tokens and output_tokens"
     )]
     NoTokens,

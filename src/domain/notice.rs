@@ -130,7 +130,7 @@ pub struct UsageFacts {
     /// Usage in a full period at this pace.
     pub projected: i64,
     pub resets_at: Timestamp,
-    /// The way up, if the plan names one.
+    /// The way up, if the plan names one that has the feature.
     pub upgrade: Option<UpgradeOffer>,
     pub usage_url: Option<String>,
 }

@@ -300,20 +300,10 @@ impl Interval {
 }
 
 impl Plan {
-    /// The plan above this one, if somebody who has used so many units of the feature in the period may
-    /// go on there: an upgrade that leaves the gate shut is no offer.
-    pub fn way_up<'c>(
-        &self,
-        catalog: &'c Catalog,
-        feature_id: &FeatureId,
-        usage: i64,
-    ) -> Option<&'c Self> {
+    /// The plan above this one, if it has the feature: one without it is no way to more of that.
+    pub fn way_up<'c>(&self, catalog: &'c Catalog, feature_id: &FeatureId) -> Option<&'c Self> {
         let next = catalog.plan(self.upgrade_to.as_ref()?.as_str())?;
-        let opens = match next.limits.get(feature_id)?.enforcement {
-            Enforcement::Hard { granted } => usage < granted,
-            Enforcement::Soft { .. } | Enforcement::Unlimited => true,
-        };
-        opens.then_some(next)
+        next.limits.contains_key(feature_id).then_some(next)
     }
 
     /// Whether both plans grant the same amounts of the same features, enforced alike.

@@ -49,12 +49,14 @@ const TOKEN_FIELDS: [&str; 3] = ["input_tokens", "cached_input_tokens", "output_
 /// What providers' APIs call them, where that is another name.
 const ELSEWHERE: [(&str, &str); 6] = [
     ("prompt_tokens", "input_tokens"),
+    ("inputTokens", "input_tokens"),
     ("promptTokenCount", "input_tokens"),
     ("completion_tokens", "output_tokens"),
+    ("outputTokens", "output_tokens"),
     ("candidatesTokenCount", "output_tokens"),
-    ("cache_read_input_tokens", "cached_input_tokens"),
-    ("cachedContentTokenCount", "cached_input_tokens"),
 ];
+/// Where they put them.
+const USAGE: [&str; 3] = ["usage", "usageMetadata", "usage_metadata"];
 
 /// What a run's properties say of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,14 +87,11 @@ impl Tokens {
     }
 }
 
-/// Whether something in them is called tokens, or in an object in them, such as a provider's `usage`.
+/// Whether something in them is called tokens, or in what providers call the usage of a run.
 fn speaks_of_tokens(properties: &Map<String, Value>) -> bool {
-    properties.iter().any(|(name, value)| {
-        let within = value.as_object().is_some_and(|inner| {
-            inner.keys().any(|name| name.to_ascii_lowercase().contains("token"))
-        });
-        within || name.to_ascii_lowercase().contains("token")
-    })
+    let is_of_tokens = |name: &String| name.to_ascii_lowercase().contains("token");
+    let mut usage = USAGE.into_iter().filter_map(|name| properties.get(name)?.as_object());
+    properties.keys().any(is_of_tokens) || usage.any(|usage| usage.keys().any(is_of_tokens))
 }
 
 /// A property of a run that is not what it must be.
@@ -206,7 +205,7 @@ mod tests {
             json!({"inputTokens": 5}),
             json!({"model": "m", "input_tokens": null}),
             json!({"model": "m", "input_tokens": 5, "completion_tokens": 9}),
-            json!({"model": "m", "input_tokens": 5, "cache_read_input_tokens": 9}),
+            json!({"model": "m", "input_tokens": 5, "outputTokens": 9}),
             json!({"usage": {"input_tokens": 5}}),
         ] {
             assert!(left_out(said.clone()), "{said}");
@@ -217,8 +216,9 @@ mod tests {
             json!({"model": "m", "output_tokens": 0}),
             json!({"model": "m", "max_tokens": 4000, "input_tokens": 5}),
             json!({"input_tokens": 5, "output_tokens": 9, "prompt_tokens": 5, "completion_tokens": 9}),
-            json!({"input_tokens": 5, "cache_read_input_tokens": 0}),
+            json!({"input_tokens": 5, "cache_read_input_tokens": 4, "completion_tokens": 0}),
             json!({"usage": {"seconds": 5}}),
+            json!({"params": {"max_tokens": 4000}}),
         ] {
             assert!(!left_out(said.clone()), "{said}");
         }

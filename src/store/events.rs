@@ -1,4 +1,4 @@
-//! Usage events: one immutable row for each accepted run, and for each answer that is remembered.
+//! Usage events: one immutable row for each accepted run, each hold, and each answer that is remembered.
 //! A row is also the record of its idempotency key.
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub enum EventKey {
     Request { key: String, request_hash: String },
     /// The reservation that this event settled, and a hash of how.
     Reservation { id: ReservationId, request_hash: String },
-    /// Nothing but its own id: nobody will ask for it again.
+    /// Nothing but its own id: no caller will ask for it again.
     Own(String),
 }
 

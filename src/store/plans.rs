@@ -135,18 +135,21 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// The features that some customer has an override or a grant of now, or holds units of.
-    pub async fn features_in_use(&self) -> Result<Vec<String>> {
+    /// The features that customers have an override or a grant of now, each with one of these customers.
+    pub async fn features_given(&self) -> Result<Vec<(String, String)>> {
         let rows = sqlx::query(
-            "SELECT feature_id FROM overrides WHERE ends_at_ms IS NULL OR ends_at_ms > $1 \
-             UNION SELECT feature_id FROM grants WHERE state = 'live' AND used_units < units \
-             AND (expires_at_ms IS NULL OR expires_at_ms > $1) \
-             UNION SELECT feature_id FROM reservations WHERE state = 'pending'",
+            "SELECT feature_id, MIN(customer_id) AS customer_id FROM (\
+             SELECT feature_id, customer_id FROM overrides WHERE ends_at_ms IS NULL OR ends_at_ms > $1 \
+             UNION SELECT feature_id, customer_id FROM grants WHERE state = 'live' AND used_units < units \
+             AND (expires_at_ms IS NULL OR expires_at_ms > $1)) AS given \
+             WHERE customer_id IN (SELECT customer_id FROM customers WHERE deleted_at_ms IS NULL) \
+             GROUP BY feature_id ORDER BY feature_id",
         )
         .bind(self.clock.now().ms())
         .fetch_all(&self.readers)
         .await?;
-        rows.iter().map(|row| Ok(row.try_get("feature_id")?)).collect()
+        let read = |row: &AnyRow| Ok((row.try_get("feature_id")?, row.try_get("customer_id")?));
+        rows.iter().map(read).collect()
     }
 }
 

@@ -137,7 +137,7 @@ both_databases! {
         let granted = world.call_as(ADMIN_TOKEN, "POST", path, &grant).await.ok();
         std::fs::write(world.plans_file(), EXAMPLE).unwrap();
         let why = reload(&world).await.unwrap_err();
-        assert!(why.ends_with("a grant or a hold of: ai_images"), "{why}");
+        assert!(why.ends_with("a grant of: ai_images (given to acme)"), "{why}");
         let path = format!("{path}/{}", granted["grant_id"].as_str().unwrap());
         assert_eq!(world.call_as(ADMIN_TOKEN, "DELETE", &path, &Value::Null).await.status, 204);
         assert_eq!(reload(&world).await, Ok(1));
@@ -484,9 +484,11 @@ async fn what_a_replica_that_is_behind_takes_for_a_threshold_is_told_when_it_is_
     let url = format!("http://{}/v1/track", other.address);
     let tracked = world.http.post(url).bearer_auth(API_KEY).body(runs.to_string());
     assert_eq!(tracked.send().await.unwrap().status(), 200);
+    let notices = "SELECT state, usage_units FROM notices ORDER BY created_at_ms";
+    Job::DeliverNotices.step(&other.app).await.unwrap();
+    assert_eq!(rows(&db.url, notices).await, ["due|160"], "nor does it send by that file");
     world.settle().await;
     Job::ReloadPlans.step(&other.app).await.unwrap();
-    let notices = "SELECT state, usage_units FROM notices ORDER BY created_at_ms";
     assert_eq!(rows(&db.url, notices).await, ["dropped|160"]);
     world.runs("acme", 160).await;
     world.settle().await;

@@ -189,7 +189,7 @@ both_databases! {
         assert_eq!(store.customer_by_stripe_id("cus_1").await.unwrap(), Some(written));
         let on_old_pro = TermsInUse { plan_id: Some("pro".to_owned()), version: Some(3) };
         assert_eq!(store.terms_in_use().await.unwrap(), [on_old_pro]);
-        assert_eq!(store.features_in_use().await.unwrap(), [""; 0]);
+        assert_eq!(store.features_given().await.unwrap(), []);
         let mut tx = store.begin().await.unwrap();
         assert!(tx.delete_customer(&acme()).await.unwrap());
         assert!(!tx.delete_customer(&acme()).await.unwrap());

@@ -159,6 +159,30 @@ both_databases! {
         tx.commit().await.unwrap();
     }
 
+    async fn a_feature_is_given_while_an_override_or_a_grant_of_it_is_in_force(db: TestDb) {
+        let store = open(&db).await;
+        let key = quota_key("acme");
+        let given = || async { store.features_given().await.unwrap().into_iter().map(|(id, _)| id).collect::<Vec<_>>() };
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.insert_customer(&customer()).await.unwrap());
+        tx.put_override(&key, &own(Some(now()))).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(given().await, [""; 0], "it has ended");
+        let mut tx = store.begin().await.unwrap();
+        tx.put_override(&key, &own(Some(minutes(1)))).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(store.features_given().await.unwrap(), [("ai_runs".to_owned(), "acme".to_owned())]);
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.delete_override(&key).await.unwrap());
+        assert!(tx.insert_grant(&key, &grant("g1", None)).await.unwrap());
+        tx.commit().await.unwrap();
+        assert_eq!(given().await, ["ai_runs"]);
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.delete_customer(&acme()).await.unwrap());
+        tx.commit().await.unwrap();
+        assert_eq!(given().await, [""; 0], "nobody can use it");
+    }
+
     async fn grants_are_added_once_drawn_on_and_revoked(db: TestDb) {
         let store = open(&db).await;
         let key = quota_key("acme");
