@@ -330,6 +330,10 @@ impl Serialize for InOrder<'_, Value> {
         match self.0 {
             Value::Object(fields) => InOrder(fields).serialize(serializer),
             Value::Array(values) => serializer.collect_seq(values.iter().map(InOrder)),
+            // `1.0` is `1` wherever a number is taken.
+            Value::Number(number) if let Some(whole) = whole(number) => {
+                serializer.serialize_i64(whole)
+            }
             other => other.serialize(serializer),
         }
     }

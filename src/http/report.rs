@@ -101,8 +101,13 @@ async fn report(daemon: &Daemon, query: Pairs) -> Result<Report, ApiError> {
     };
     let (_, catalog) = daemon.app.plans.active();
     let feature = catalog.feature_or_only(feature_id.as_ref().map(FeatureId::as_str));
-    let feature = feature
-        .ok_or_else(|| ApiError::invalid("feature_id", "must be a feature of the plans file"))?;
+    let feature = feature.ok_or_else(|| {
+        let wanted = match feature_id {
+            None => "must be given, as the plans file has several features",
+            Some(_) => "must be a feature of the plans file",
+        };
+        ApiError::invalid("feature_id", wanted)
+    })?;
     let unfit = |problem: String| ApiError::new(StatusCode::CONFLICT, "plans_unfit", problem);
     let tariff = Tariff::of(&catalog, &feature.id).map_err(|error| unfit(error.to_string()))?;
     let mut ledger = Ledger::new(tariff, None, span).map_err(unfit)?;

@@ -141,7 +141,7 @@ pub struct PlanReport {
 
 /// There is nothing to report on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("there are no runs in the period")]
+#[error("there are no runs in the period, or none that retention has left")]
 pub struct Empty;
 
 impl Ledger {

@@ -87,12 +87,12 @@ both_databases! {
         assert_eq!(world.call("POST", "/v1/check", &elsewhere).await.ok()["balance"]["usage"], 1);
     }
 
-    async fn white_space_and_order_of_fields_make_no_other_body(db: TestDb) {
+    async fn white_space_order_of_fields_and_spelling_of_integers_make_no_other_body(db: TestDb) {
         let world = World::start(&db).await;
         world.customer("acme").await;
         let texts = [
             r#"{"customer_id":"acme","feature_id":"ai_runs","send_event":true,"idempotency_key":"a","properties":{"x":1,"y":[2]}}"#,
-            r#" { "properties" : { "y" : [ 2 ], "x" : 1 }, "idempotency_key" : "a", "send_event" : true,
+            r#" { "properties" : { "y" : [ 2e0 ], "x" : 1.0 }, "idempotency_key" : "a", "send_event" : true,
                   "feature_id" : "ai_runs", "customer_id" : "acme" } "#,
         ];
         let mut answers = Vec::new();
