@@ -42,12 +42,12 @@ pub(super) async fn step(app: &App) -> anyhow::Result<Progress> {
     };
     settle_abandoned(app).await?;
     let due = app.store.due_notices(app.clock.now(), AT_ONCE).await?;
-    let taken = due.len();
     if app.store.active_plans().await?.is_some_and(|(newest, _)| newest > app.plans.active().0) {
         // By the file of before, what is true by the new one may look overtaken, and the other way round.
         let note = Some("a changed plans file is read first".to_owned());
         return Ok(Progress { note, ..Progress::default() });
     }
+    let taken = due.len();
     let (mut sent, mut later_in_a_row) = (0, 0);
     for notice in due {
         match deliver(app, mailer, &notice).await? {

@@ -144,7 +144,8 @@ both_databases! {
         let held = ask(&world, "acme", json!({"entity_id": "jo", "reserve": {}})).await;
         assert_eq!(held["reservation"]["expires_at"], "2026-11-01T09:15:00Z", "a quarter of an hour, unsaid");
         world.commit(held["reservation"]["id"].as_str().unwrap(), &Value::Null).await.ok();
-        assert_eq!(rows(&db.url, "SELECT entity_id, counted_units FROM usage_events ORDER BY counted_units").await, ["jo|0", "jo|1"]);
+        let whose = "SELECT entity_id, counted_units FROM usage_events ORDER BY counted_units";
+        assert_eq!(rows(&db.url, whose).await, ["jo|0", "jo|1"]);
     }
 
     async fn a_reserve_under_a_key_holds_once_and_has_one_answer(db: TestDb) {
